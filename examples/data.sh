@@ -1,0 +1,101 @@
+#!/bin/sh
+# Finds or fetches the data sets into data/ and verifies their sha256.
+#
+# Looked up in this order: $FLOWOOD_DATA, data/, ../shared/data/, the folder of Debian's package
+# dataset-fashion-mnist. What is found elsewhere is linked, not copied. What is missing is fetched,
+# without root: FashionMNIST as Debian's package, the rest from the data sets' public homes.
+# Exit status 0: fashion and mnist are there; 1: they are not.
+cd "$(dirname "$0")/.." || exit 1
+debian=/usr/share/datasets/fashion-mnist
+work=build/fetch
+
+# set, file, sha256, public home
+files() {
+    cat <<'END'
+fashion train-images-idx3-ubyte.gz b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7 http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
+fashion t10k-images-idx3-ubyte.gz cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
+mnist t10k-images-idx3-ubyte.gz 1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be https://storage.googleapis.com/cvdf-datasets/mnist
+mnist train-images-idx3-ubyte.gz 0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971 https://storage.googleapis.com/cvdf-datasets/mnist
+notmnist t10k-images-idx3-ubyte.gz 70ae9e06201f2827e5b0a3781a3169d735dd2efc69996b9eeaee7f10ed4044d7 -
+cifar10 train-images.npy d5988dfbed5a4cba4ac8cdbc5030ec1445f9aa4a9c953e24b0b9d494c666327f -
+cifar10 test-images.npy c3ceef97f7046a3c182152144d7cc700929391d43c78a85b2ece02ad4a011b58 -
+features fashion-train.npy 40ad9ee9805fb44adeff95f5655dad872aa4ce8e1c91a746f17f0db3092654da -
+features fashion-test.npy e77e2ba3baffb9f88cd490cc514f70fcc1b23082ab382ff474323f2fb436361c -
+features mnist-test.npy 23523fb1bda176ceffa2a88eb6fb5c530c5e008f6426cb365a644c48da03ae95 -
+END
+}
+
+sum_of() {
+    if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi |
+        cut -d ' ' -f 1
+}
+
+# The published MNIST files exist in two packings of the same images: compare those as well.
+same_content() {
+    case "$1/$2" in
+    mnist/train-images*) want=6bbc9ace898e44ae57da46a324031adb ;;
+    mnist/t10k-images*) want=2646ac647ad5339dbf082846283269ea ;;
+    *) return 1 ;;
+    esac
+    [ "$(gzip -dc "$3" 2>/dev/null | md5sum 2>/dev/null | cut -d ' ' -f 1)" = $want ]
+}
+
+verified() { [ -r "$4" ] && { [ "$(sum_of "$4")" = "$3" ] || same_content "$1" "$2" "$4"; }; }
+
+fetch_debian() {
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 1
+    [ -d $work/tree ] && return 0
+    mkdir -p $work && (cd $work && apt-get download dataset-fashion-mnist >/dev/null 2>&1 &&
+                       dpkg -x dataset-fashion-mnist*.deb tree)
+}
+
+fetch_url() { # url file
+    if command -v curl >/dev/null; then
+        curl -fsSL --connect-timeout 10 --max-time 600 -o "$2" "$1" 2>/dev/null
+    else
+        wget -q -T 10 -t 1 -O "$2" "$1" 2>/dev/null
+    fi
+}
+
+get() { # set file sha256 home
+    for place in ${FLOWOOD_DATA:+"$FLOWOOD_DATA/$1"} "data/$1" "../shared/data/$1" \
+                 $([ "$1" = fashion ] && echo $debian); do
+        if verified "$1" "$2" "$3" "$place/$2"; then
+            [ "$place" = "data/$1" ] && { echo "data/$1/$2: ok"; return 0; }
+            mkdir -p "data/$1"
+            ln -sf "$(cd "$place" && pwd)/$2" "data/$1/$2" && echo "data/$1/$2: ok, from $place"
+            return
+        fi
+    done
+    mkdir -p "data/$1" $work
+    rm -f "data/$1/$2"
+    if [ "$1" = fashion ] && fetch_debian; then
+        found=$(find $work/tree -name "$2" | head -n 1)
+        [ -n "$found" ] && cp "$found" "data/$1/$2"
+    fi
+    [ -e "data/$1/$2" ] || { [ "$4" != - ] && fetch_url "$4/$2" "$work/part" &&
+                             mv "$work/part" "data/$1/$2"; }
+    if verified "$1" "$2" "$3" "data/$1/$2"; then
+        echo "data/$1/$2: ok, fetched"
+    else
+        rm -f "data/$1/$2"
+        rmdir "data/$1" 2>/dev/null
+        echo "data/$1/$2: not found and not fetched"
+        return 1
+    fi
+}
+
+mkdir -p data
+missing=0
+while read -r set file sum home; do
+    get "$set" "$file" "$sum" "$home" ||
+        case $set in fashion | mnist) [ "$file" = train-images-idx3-ubyte.gz ] &&
+                                      [ "$set" = mnist ] || missing=1 ;; esac
+done <<END
+$(files)
+END
+if [ $missing = 1 ]; then
+    echo "FashionMNIST or MNIST is missing: put the published files into data/fashion and"
+    echo "data/mnist, or set FLOWOOD_DATA to a folder that has fashion/ and mnist/"
+fi
+exit $missing
