@@ -726,8 +726,6 @@ struct fo_context {
     fo_result          failed;
     char               message[512];
     fo__arena          arena; /* registered names, caches: whatever lives as long as the context */
-    fo_real           *pack[2]; /* scratch of the matrix product, allocated on first use */
-    size_t             pack_size[2];
     struct fo__registry *registry; /* user-defined nets and masks */
 };
 
@@ -1020,28 +1018,33 @@ void fo_parallel_for(fo_context *fo, int64_t n, int64_t grain,
 #include <arm_neon.h>
 #endif
 
-/* Turns a square of 4 x 4 numbers: to[i][j] = from[j][i]; `rows` of them exist, the last repeats. */
-typedef float fo__four __attribute__((vector_size(16)));
-#if defined(__clang__) || __GNUC__ >= 12
-#define FO__SHUFFLE(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d)
-#else
+typedef float   fo__four __attribute__((vector_size(16)));
 typedef int32_t fo__four_index __attribute__((vector_size(16)));
-#define FO__SHUFFLE(x, y, a, b, c, d) __builtin_shuffle(x, y, (fo__four_index){a, b, c, d})
+#if defined(__clang__)
+#define FO__LOW(x, y) __builtin_shufflevector(x, y, 0, 4, 1, 5)
+#define FO__HIGH(x, y) __builtin_shufflevector(x, y, 2, 6, 3, 7)
+#else
+#define FO__LOW(x, y) __builtin_shuffle(x, y, low)
+#define FO__HIGH(x, y) __builtin_shuffle(x, y, high)
 #endif
+
+/* Turns a square of 4 x 4: to[i][j] = from[j][i]. Of its rows `rows` exist, the last repeats. */
 static inline void fo__turn4(const float *from, int64_t from_row, int64_t rows, float *to,
                              int64_t to_row) {
+    const fo__four_index low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
     fo__four v[4], w[4];
     int      i;
+    (void)low, (void)high;
     for (i = 0; i < 4; i++)
         memcpy(&v[i], from + FO__MIN(i, rows - 1) * from_row, sizeof v[i]);
-    w[0] = FO__SHUFFLE(v[0], v[2], 0, 4, 1, 5);
-    w[1] = FO__SHUFFLE(v[0], v[2], 2, 6, 3, 7);
-    w[2] = FO__SHUFFLE(v[1], v[3], 0, 4, 1, 5);
-    w[3] = FO__SHUFFLE(v[1], v[3], 2, 6, 3, 7);
-    v[0] = FO__SHUFFLE(w[0], w[2], 0, 4, 1, 5);
-    v[1] = FO__SHUFFLE(w[0], w[2], 2, 6, 3, 7);
-    v[2] = FO__SHUFFLE(w[1], w[3], 0, 4, 1, 5);
-    v[3] = FO__SHUFFLE(w[1], w[3], 2, 6, 3, 7);
+    w[0] = FO__LOW(v[0], v[2]);
+    w[1] = FO__HIGH(v[0], v[2]);
+    w[2] = FO__LOW(v[1], v[3]);
+    w[3] = FO__HIGH(v[1], v[3]);
+    v[0] = FO__LOW(w[0], w[2]);
+    v[1] = FO__HIGH(w[0], w[2]);
+    v[2] = FO__LOW(w[1], w[3]);
+    v[3] = FO__HIGH(w[1], w[3]);
     for (i = 0; i < 4; i++)
         memcpy(to + i * to_row, &v[i], sizeof v[i]);
 }
@@ -1281,7 +1284,7 @@ FO__INLINE FO__V FO__(log1)(FO__V x) {
     FO__V zero = {0}, tiny = (FO__V)(x < 1.17549435e-38f), scaled, e, y;
     FO__I bits;
     scaled = FO__PICK(tiny, x * 8388608.0f, x); /* subnormal numbers become normal */
-    bits   = (FO__I)scaled - 0x3F3504F3;        /* the exponent field now counts from sqrt(1/2) */
+    bits   = ((FO__I)scaled & 0x7FFFFFFF) - 0x3F3504F3; /* the exponent counts from sqrt(1/2) */
     e      = __builtin_convertvector(bits >> 23, FO__V) + FO__PICK(tiny, zero - 23.0f, zero);
     y      = FO__(log1p_part)((FO__V)((bits & 0x7FFFFF) + 0x3F3504F3) - 1.0f, e);
     y      = FO__PICK(x < HUGE_VALF, y, x);            /* infinity, and NaN */
@@ -1490,8 +1493,8 @@ FO__TARGET static void FO__(tile)(int64_t k, const float *a, int64_t a_row, int6
             c[i * c_row + j] = edge[i * FO__NR + j];
 }
 
-/* k rows of n numbers of B into a panel, filled up to whole vectors with numbers nobody will store.
-   Where B lies the other way (the weights of y = x W^T), squares of 4 x 4 are turned in registers. */
+/* k rows of n numbers of B into a panel, made up to whole vectors with numbers nobody stores.
+   Where B lies the other way (the weights of y = x W^T), squares of 4 x 4 are turned. */
 FO__TARGET static void FO__(pack)(int64_t k, int64_t n, const float *b, int64_t b_row,
                                   int64_t b_col, float *panel) {
     int64_t p, j, columns = (n + FO__W - 1) / FO__W * FO__W, turned = b_row == 1 ? k / 4 * 4 : 0;
@@ -1620,7 +1623,8 @@ static void fo__product_part(void *arg, int64_t begin, int64_t end) {
 
 /* C = A B, all kinds of transposes by strides: see fo__product. Threads share out the rows or the
    columns of C, whichever keeps the busiest thread less busy; to share rows, every thread must
-   pack all of B, which costs about as much as half a row of tiles. Needs no memory but the stack. */
+   pack all of B, which costs about as much as half a row of tiles. The panels are on the stack,
+   so that many threads may multiply in one context, and nothing can fail. */
 static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_real *a,
                      int64_t a_row, int64_t a_col, const fo_real *b, int64_t b_row, int64_t b_col,
                      fo_real *c, int64_t c_row, const fo_real *bias, int add) {
@@ -5573,9 +5577,9 @@ const char *fo_flow_text(fo_flow *flow) {
 #define FO__IMAGE "dequantize\nlogit alpha=0.05\n"
 static const fo_preset fo__presets[] = {
     {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n", 1e-3, 128, 0.999},
+     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n", 2e-3, 128, 0.999},
     {"mlp-cycle-2", "the same with a bottleneck of 2",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n", 1e-3, 128, 0.999},
+     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n", 2e-3, 128, 0.999},
     {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
      FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 128, 0.999},
     {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
@@ -6784,7 +6788,7 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
     if (slope < 1e-6)
         return 0;
     /* large enough to be seen in the loss, small against the weights */
-    h = (sizeof(fo_real) == 8 ? 1e-7 : 2e-4) * (1 + fabs(loss)) / slope;
+    h = (sizeof(fo_real) == 8 ? 1e-8 : 2e-5) * (1 + fabs(loss)) / slope;
     h = FO__MIN(h, 0.02 * sqrt(weight)) / slope;
     for (j = 0; j < p->count; j++)
         w[j] = keep[j] + (fo_real)h * g[j];

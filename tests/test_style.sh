@@ -1,0 +1,75 @@
+#!/bin/sh
+# The header as a text and as an object file: warnings, symbols, contents, documents.
+CC=${CC:-cc}
+passed=0 failed=0
+ok() { passed=$((passed + 1)); }
+bad() { failed=$((failed + 1)); echo "test_style: failed: $*"; }
+is() { if [ "$2" "$3" "$4" ]; then ok; else bad "$1: $2"; fi; }
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+printf '#define FLOWOOD_IMPLEMENTATION\n#include "flowood.h"\n#include "flowood.h"\n' > "$dir/a.c"
+cp "$dir/a.c" "$dir/a.cc"
+printf '#include "flowood.h"\nint use(void);\nint use(void) { return (int)FO_OK; }\n' > "$dir/b.c"
+cp "$dir/b.c" "$dir/b.cc"
+
+# warnings: both languages, both compilers (where they are), every configuration
+strict="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
+for how in "gcc -std=c99 a.c" "clang -std=c99 a.c" "g++ -std=c++11 a.cc" "clang++ -std=c++11 a.cc"; do
+    set -- $how
+    command -v "$1" >/dev/null || continue
+    for macro in -DFO_TEST -DFLOWOOD_DOUBLE -DFLOWOOD_NO_SIMD -DFLOWOOD_STATIC; do
+        unused=""
+        [ $macro = -DFLOWOOD_STATIC ] && unused=-Wno-unused-function
+        if $1 "$2" $strict $unused $macro -O1 -I. -c "$dir/$3" -o "$dir/$1.o" 2> "$dir/log"; then ok
+        else bad "$how $macro: $(grep -m 1 -E 'error|warning' "$dir/log")"; fi
+    done
+    $1 "$2" $strict -I. -c "$dir/b.${3#a.}" -o "$dir/b.o" 2> "$dir/log" && ok ||
+        bad "declarations alone, $how: $(head -n 1 "$dir/log")"
+done
+
+# symbols: nothing mutable, nothing without the prefix, no allocation or output behind the user's
+# back
+$CC -std=c99 -O1 -I. -c "$dir/a.c" -o "$dir/a.o" || bad "does not compile"
+if command -v nm >/dev/null; then
+    mutable=$(nm "$dir/a.o" | awk '$2 ~ /^[BbDdCc]$/ {print $3}')
+    [ -z "$mutable" ] && ok || bad "mutable globals: $mutable"
+    foreign=$(nm -g --defined-only "$dir/a.o" | awk '$3 !~ /^fo_/ {print $3}')
+    [ -z "$foreign" ] && ok || bad "names without the prefix: $foreign"
+    private=$(nm -g --defined-only "$dir/a.o" | awk '$3 ~ /^fo__/ {print $3}')
+    [ -z "$private" ] && ok || bad "private names are visible: $private"
+    calls=$(nm -u "$dir/a.o" | awk '$2 ~ /^(malloc|calloc|abort|exit|__assert_fail|printf|puts|qsort|rand)$/ {print $2}')
+    [ -z "$calls" ] && ok || bad "calls $calls"
+fi
+
+# the text
+long=$(awk 'length($0) > 100' flowood.h examples/*.c examples/*.h examples/*.cpp bench/*.c | wc -l)
+is "lines longer than 100 columns" "$long" -eq 0
+open=$(grep -nE 'TODO|FIXME|XXX|HACK' flowood.h examples/* bench/* Makefile | wc -l)
+is "left open" "$open" -eq 0
+allocs=$(grep -nE '\b(malloc|calloc|realloc|free)\(' flowood.h | grep -vc '^[0-9]*: *\(free(ptr)\|return realloc\)')
+is "allocations past the funnel" "$allocs" -eq 0
+
+# contents list and banners agree
+sed -n '/>>contents/,/>>build/p' flowood.h | grep -E '^ +(MANUAL|API|IMPL|LICENSE|  )' |
+    sed 's/MANUAL\|API\|IMPL\|LICENSE//' | tr -s ' ' '\n' | grep -E '^[a-z]' | sort > "$dir/listed"
+grep -E '^ +>>[a-z]' flowood.h | sed 's/^ *>>\([a-z-]*\).*/\1/' | sort > "$dir/rooms"
+if cmp -s "$dir/listed" "$dir/rooms"; then ok
+else bad "contents and banners differ: $(diff "$dir/listed" "$dir/rooms" | grep '^[<>]' | tr '\n' ' ')"; fi
+
+# the program in the manual compiles and links
+{ sed -n '/>>program/,/>>contents/p' flowood.h | sed -n '/#define/,/^       }/p' |
+    sed 's/ in exactly one file of a program//'; } > "$dir/manual.c"
+if $CC -std=c99 -I. "$dir/manual.c" -o "$dir/manual" -lm 2> "$dir/log"; then ok
+else bad "the manual's program: $(head -n 1 "$dir/log")"; fi
+# and so does the README's, which is the same
+sed -n '/^```c$/,/^```$/p' README.md | grep -v '^```' > "$dir/readme.c"
+if $CC -std=c99 -I. "$dir/readme.c" -o "$dir/readme" -lm 2> "$dir/log"; then ok
+else bad "the README's program: $(head -n 1 "$dir/log")"; fi
+
+# every public function is called by some test or example
+for name in $(grep -oE '\bfo_[a-z0-9_]+\(' "$dir/../dev/null" 2>/dev/null; grep -E '^FO_API' flowood.h | grep -oE '\bfo_[a-z0-9_]+\(' | tr -d '('); do
+    if cat tests/*.c examples/*.c examples/*.cpp bench/*.c | grep -q "\b$name("; then ok
+    else bad "no test or example calls $name"; fi
+done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
