@@ -5815,22 +5815,28 @@ static fo_result fo__find_nan(fo_workspace *ws) {
     int            layer;
     fo__rows(ws, -1, fo__load_rows);
     for (layer = -1; layer < flow->n_layers; layer++) {
+        const char *text = layer < 0 ? "input" : flow->layers[layer].text;
         if (layer >= 0)
             flow->layers[layer].kind->encode(ws, layer);
-        for (r = 0; r < ws->rows; r++)
+        for (r = 0; r < ws->rows; r++) {
+            double logdet = layer < 0 ? 0 : fo__logdet(ws, layer)[r];
             for (i = 0; i < flow->size; i++) {
                 double value = (double)fo__state(ws, r)[i];
-                if (value - value != 0 || (layer >= 0 && fo__logdet(ws, layer)[r] -
-                                                         fo__logdet(ws, layer)[r] != 0))
-                    return fo__fail(ws->fo, FO_ERR_NUMERIC,
-                                    "sample %lld: %s at layer %d (%s), channel %d, row %d, column "
-                                    "%d; try a lower learning rate or a smaller clip",
+                if (value - value != 0)
+                    return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: %s at layer %d (%s), "
+                                    "channel %d, row %d, column %d; if the data is sound, try a "
+                                    "lower learning rate or a smaller clip",
                                     (long long)ws->sample[r], value != value ? "nan" : "infinity",
-                                    layer, layer < 0 ? "input" : flow->layers[layer].text,
-                                    (int)(i / (s.h * s.w)), (int)(i / s.w % s.h), (int)(i % s.w));
+                                    layer, text, (int)(i / (s.h * s.w)), (int)(i / s.w % s.h),
+                                    (int)(i % s.w));
             }
+            if (logdet - logdet != 0)
+                return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: the logdet of layer %d (%s) "
+                                "is not finite", (long long)ws->sample[r], layer, text);
+        }
     }
-    return fo__fail(ws->fo, FO_ERR_NUMERIC, "log_prob overflowed");
+    return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: log_prob overflowed",
+                    (long long)ws->sample[0]);
 }
 
 /* x -> z for ws->rows samples: terms and state are the result. */
@@ -6041,9 +6047,6 @@ static fo_result fo__train_validate(fo_context *fo, const fo_train_desc *d) {
         return fo__fail(fo, FO_ERR_ARGUMENT, "ema=%g weight_decay=%g warmup=%lld: ema lies in [0,1) "
                         "and the others are not negative", d->ema, d->weight_decay,
                         (long long)d->warmup);
-    if (d->schedule == FO_COSINE && d->steps <= 0 && d->epochs <= 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "a cosine schedule needs steps or epochs: seconds do "
-                        "not say where it ends");
     if (d->schedule == FO_STEP && d->step_every <= 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "a step schedule needs step_every");
     return FO_OK;
@@ -6338,11 +6341,14 @@ fo_result fo_train(fo_flow *flow, const fo_data *data, const fo_train_desc *desc
     if (fo->failed != FO_OK || fo__flow_ready(flow) != FO_OK ||
         fo__check_data(fo, flow, data) != FO_OK)
         return fo->failed;
+    tr.desc = fo__train_resolve(flow, desc);
+    if (tr.desc.schedule == FO_COSINE && tr.desc.steps <= 0 && tr.desc.epochs <= 0)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "a cosine schedule needs steps or epochs: seconds do "
+                        "not say where it ends");
     if (flow->params.size == 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "the flow has no coupling: there is nothing to learn");
     tr.flow        = flow;
     tr.data        = data;
-    tr.desc        = fo__train_resolve(flow, desc);
     tr.count       = fo_data_count(data);
     tr.order_epoch = -1;
     tr.start       = fo_clock();
@@ -6437,9 +6443,12 @@ static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOC
     X(on_nan, fo_on_nan, desc.on_nan)                                                              \
     X(memory_mb, double, desc.memory_mb)
 
-static void fo__train_note(const fo__train_state *t, char *text, size_t size) {
-    char   number[40];
-    size_t at = (size_t)snprintf(text, size, "seed=%llu", (unsigned long long)t->desc.seed);
+static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
+    fo__train_state state = flow->train, *t = &state;
+    char            number[40];
+    size_t          at;
+    t->desc = fo__train_resolve(flow, NULL);
+    at      = (size_t)snprintf(text, size, "seed=%llu", (unsigned long long)t->desc.seed);
 #define FO__WRITE(name, type, field)                                                               \
     fo__print_double(number, sizeof number, (double)t->field, 17);                                 \
     at += (size_t)snprintf(text + at, size - at, " " #name "=%s", number);
@@ -6513,9 +6522,9 @@ fo_result fo_save(fo_flow *flow, const char *path) {
     notes[0].key = "flowood.version", notes[0].text = "1";
     notes[1].key = "flowood.text", notes[1].text = fo_flow_text(flow);
     notes[2].key = "flowood.train", notes[2].text = train;
-    fo__train_note(&flow->train, train, sizeof train);
+    fo__train_note(flow, train, sizeof train);
     if (flow->fo->failed == FO_OK)
-        fo_archive_save(flow->fo, path, arrays, n, notes, flow->train.m ? 3 : 2);
+        fo_archive_save(flow->fo, path, arrays, n, notes, flow->train.desc.batch ? 3 : 2);
     fo__arena_free(&arena);
     return flow->fo->failed;
 }
@@ -6594,7 +6603,7 @@ fo_result fo_load_weights(fo_flow *flow, const char *path) {
     return flow->fo->failed;
 }
 
-/* Moments and moving average, if the file has them complete. */
+/* Training state, moments and moving average, as far as the file has them complete. */
 static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const char *path) {
     fo__saved_block block[FO__SAVED_BLOCKS];
     const char     *note  = fo_archive_note(archive, "flowood.train");
@@ -6602,10 +6611,12 @@ static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const 
     int             state = 1, ema, i;
     fo__saved_blocks(flow, block);
     for (i = 2; i < 4; i++)
-        state = state && note && fo__block_complete(flow->fo, archive, path, &block[i], 0);
+        state = state && fo__block_complete(flow->fo, archive, path, &block[i], 0);
     ema = fo__block_complete(flow->fo, archive, path, &block[4], 0);
-    if (flow->fo->failed != FO_OK || (state && fo__train_note_read(flow->fo, &flow->train, note)))
+    if (flow->fo->failed != FO_OK || (note && fo__train_note_read(flow->fo, &flow->train, note)))
         return flow->fo->failed;
+    if (!state || !note) /* weights without moments: the optimizer starts afresh */
+        flow->train.step = flow->train.seen = flow->train.skipped = state = 0;
     for (i = 2; i < FO__SAVED_BLOCKS; i++)
         if (i < 4 ? state : ema) {
             *block[i].at = (fo_real *)fo__arena_alloc(&flow->arena,

@@ -453,8 +453,8 @@ static void test_misuse(void) {
 static const char *const flows[] = {
     "input 1x4x6\ndequantize\nlogit alpha=0.05\n" EVERY_MASK,
     "input 1x4x6\nstandardize\n" EVERY_MASK,
-    "input 2x3x4\ndequantize\nlogit alpha=0.01\n2* coupling mask=channel:% hidden=5 act=tanh\n"
-    "2* additive mask=checkerboard:% hidden=5\n",
+    ("input 2x3x4\ndequantize\nlogit alpha=0.01\n2* coupling mask=channel:% hidden=5 act=tanh\n"
+     "2* additive mask=checkerboard:% hidden=5\n"),
     "input 7\nlogit\n3* coupling mask=random:% hidden=9 act=tanh\nadditive mask=halves:0 hidden=4\n",
     "input 5\nstandardize\n4* coupling mask=halves:% net=branches hidden=5 act=softplus\n"};
 
@@ -568,8 +568,8 @@ static void test_integral(void) {
     static const char *const text[] = {
         "input 2\n4* coupling mask=halves:% hidden=8 act=tanh",
         "input 2\n4* coupling mask=alternating:% hidden=6 bottleneck=2",
-        "input 2\nstandardize\n2* additive mask=halves:% hidden=8\n"
-        "2* coupling mask=random:% hidden=6 act=softplus"};
+        ("input 2\nstandardize\n2* additive mask=halves:% hidden=8\n"
+         "2* coupling mask=random:% hidden=6 act=softplus")};
     enum { SIDE = 400 };
     fo_real *grid = (fo_real *)malloc(SIDE * SIDE * 2 * sizeof *grid);
     double  *lp   = (double *)malloc(SIDE * SIDE * sizeof *lp), sum, step = 0.08, away;

@@ -1,0 +1,801 @@
+/* Training: golden runs, resuming, schedules, what goes wrong, and every allocation failing. */
+#define FLOWOOD_IMPLEMENTATION
+#include "flowood.h"
+#include "test.h"
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
+#define IS_DOUBLE (sizeof(fo_real) == 8)
+#define REAL_TYPE (IS_DOUBLE ? FO_F64 : FO_F32)
+#define FILE_NAME(name) (IS_DOUBLE ? "build/test_" name "_d.safetensors"                           \
+                                   : "build/test_" name "_f.safetensors")
+
+static const char *const text = "input 1x4x4\ndequantize\nlogit alpha=0.05\n"
+                                "3* coupling mask=checkerboard:% hidden=12 depth=2\n"
+                                "additive mask=horizontal:1 hidden=5 bottleneck=2 act=tanh\n";
+
+static fo_context *open_with(uint64_t seed, int threads) {
+    fo_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.seed = seed, desc.threads = threads;
+    return fo_open(&desc);
+}
+
+static fo_shape shape_of(int c, int h, int w) {
+    fo_shape s;
+    s.c = c, s.h = h, s.w = w;
+    return s;
+}
+
+static unsigned char pixels[64 * 64];
+static fo_data *make_data(fo_context *fo, int count, fo_shape shape) {
+    int i;
+    for (i = 0; i < COUNT(pixels); i++) {
+        uint32_t r[4];
+        fo_random_bits(8, 8, (uint64_t)i, r);
+        pixels[i] = (unsigned char)(r[0] % 200 + (uint32_t)(i % 16) * 3);
+    }
+    return fo_data_view(fo, pixels, FO_U8, count, shape);
+}
+
+/* What a run may see and do; one of these is the user pointer of each fo_train. */
+typedef struct watch {
+    int         steps;            /* let so many through, then stop; 0: all of them */
+    int         calls, reports, stop_report;
+    double      spin;             /* seconds to waste in each step */
+    fo_context *fo;
+    int64_t     count;
+    uint64_t    allocations;      /* as seen in the first step */
+    int         grew;
+    double      factor;           /* of the gradient; 0: leave it */
+    int         zero, poison;     /* step whose gradient becomes nan */
+    fo_progress last;
+} watch;
+
+static int on_gradients(void *user, fo_real *grad, int64_t count) {
+    watch  *w = (watch *)user;
+    double  start = fo_clock();
+    int64_t i;
+    w->count = count;
+    if (++w->calls == 1)
+        w->allocations = fo_memory(w->fo).allocations;
+    w->grew |= fo_memory(w->fo).allocations != w->allocations;
+    for (i = 0; i < count && (w->factor != 0 || w->zero); i++)
+        grad[i] = w->zero ? 0 : (fo_real)w->factor * grad[i];
+    if (w->poison == w->calls)
+        grad[count / 2] = (fo_real)NAN;
+    while (fo_clock() - start < w->spin) {}
+    return w->steps && w->calls > w->steps;
+}
+
+static int on_progress(void *user, const fo_progress *progress) {
+    watch *w = (watch *)user;
+    w->last  = *progress;
+    return ++w->reports == w->stop_report;
+}
+
+static fo_train_desc plain(watch *w, int64_t steps, int batch) {
+    fo_train_desc d;
+    memset(&d, 0, sizeof d);
+    memset(w, 0, sizeof *w);
+    d.steps = steps, d.batch = batch;
+    d.progress = on_progress, d.gradients = on_gradients, d.user = w;
+    return d;
+}
+
+/* ---- golden runs ------------------------------------------------------------------------------ */
+
+static const double *golden(const fo_archive *a, const char *recipe, const char *name) {
+    char            full[100];
+    const fo_array *array;
+    snprintf(full, sizeof full, "%s.%s", recipe, name);
+    array = fo_archive_find(a, full);
+    return array ? (const double *)array->values : NULL;
+}
+
+static void test_golden(void) {
+    static const char *const recipes[] = {"adam", "adamw", "l2", "clip"};
+    int r, i, step;
+    for (r = 0; r < COUNT(recipes); r++) {
+        fo_context    *fo   = open_with(123, 1);
+        fo_archive    *a    = fo_archive_open(fo, "tests/golden/train.safetensors");
+        const fo_array *x   = a ? fo_archive_find(a, "x") : NULL;
+        fo_flow       *flow = x ? fo_flow_parse(fo, fo_archive_note(a, "flowood.text")) : NULL;
+        fo_data       *data;
+        fo_train_desc  d;
+        watch          w;
+        double         worst = 0, loss = 0, norm = 0;
+        fo_real       *values;
+        int64_t        j;
+        CHECK(flow != NULL);
+        if (flow == NULL)
+            return;
+        data   = fo_data_view(fo, x->values, FO_U8, x->dim[0], fo_flow_shape(flow));
+        values = fo_params(flow, NULL);
+        for (i = 0; i < fo_param_count(flow); i++) {
+            fo_param_info p    = fo_param_at(flow, i);
+            const double *from = golden(a, "first", p.name);
+            for (j = 0; j < p.count; j++)
+                values[p.offset + j] = (fo_real)from[j];
+        }
+        d      = plain(&w, 1, 8);
+        d.seed = 3, d.lr = 1e-2, d.clip = r == 3 ? 5 : -1;
+        d.optimizer    = r == 1 ? FO_ADAMW : FO_ADAM;
+        d.weight_decay = r == 1 || r == 2 ? 0.1 : 0;
+        for (step = 0; step < 20; step++) { /* each call goes on where the last one stopped */
+            d.steps = step + 1;
+            CHECK(fo_train(flow, data, &d) == FO_OK);
+            loss = fmax(loss, fabs(w.last.loss / golden(a, recipes[r], "loss")[step] - 1));
+            norm = fmax(norm, fabs(w.last.grad_norm / golden(a, recipes[r], "norm")[step] - 1));
+        }
+        for (i = 0; i < fo_param_count(flow); i++) {
+            fo_param_info p  = fo_param_at(flow, i);
+            const double *to = golden(a, recipes[r], p.name);
+            for (j = 0; j < p.count; j++)
+                worst = fmax(worst, fabs((double)values[p.offset + j] - to[j]));
+        }
+        if (!(loss <= (IS_DOUBLE ? 1e-10 : 1e-5) && worst <= (IS_DOUBLE ? 1e-9 : 1e-4)))
+            printf("%s: loss %g, norm %g, weights %g off\n", recipes[r], loss, norm, worst);
+        CHECK(loss <= (IS_DOUBLE ? 1e-10 : 1e-5));
+        CHECK(norm <= (IS_DOUBLE ? 1e-9 : 1e-4));
+        CHECK(worst <= (IS_DOUBLE ? 1e-9 : 1e-4));
+        fo_close(fo);
+    }
+}
+
+/* ---- resuming --------------------------------------------------------------------------------- */
+
+static long read_all(const char *path, char *bytes, size_t room) {
+    FILE *file = fopen(path, "rb");
+    long  n    = file ? (long)fread(bytes, 1, room, file) : -1;
+    if (file)
+        fclose(file);
+    return n;
+}
+
+/* Four steps, a checkpoint and six more leave the same file as ten steps. */
+static void test_resume(void) {
+    static const char *const flows[] = {
+        NULL, "input 16\nstandardize\n2* coupling mask=random:% hidden=7 act=softplus\n"};
+    static char bytes[2][400000];
+    const char *path = FILE_NAME("resume");
+    int         way, f;
+    for (f = 0; f < 2; f++)
+        for (way = 0; way < 4; way++) {
+            fo_context    *fo   = open_with(5, 1);
+            fo_flow       *flow = fo_flow_parse(fo, f ? flows[f] : text);
+            fo_data       *data = make_data(fo, 50, fo_flow_shape(flow));
+            fo_train_desc  d, again;
+            fo_workspace  *ws;
+            watch          w;
+            double         lp[2][50];
+            long           n[2];
+            int            turn;
+            for (turn = 0; turn < 2; turn++) {
+                uint64_t before;
+                fo_flow_free(flow);
+                flow = fo_flow_parse(fo, f ? flows[f] : text);
+                d    = plain(&w, 10, 16); /* 50 samples: batches reach over the ends of epochs */
+                d.seed = 77, d.lr = 3e-3, d.clip = 20;
+                d.ema      = way & 1 ? 0.9 : 0;
+                d.schedule = way & 2 ? FO_COSINE : FO_CONSTANT;
+                d.warmup   = way & 2 ? 6 : 0;
+                d.weight_decay = way == 3 ? 0.01 : 0, d.optimizer = way == 3 ? FO_ADAMW : FO_ADAM;
+                if (turn) {
+                    w.steps = 4;
+                    CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 4);
+                    CHECK(fo_save(flow, path) == FO_OK);
+                    fo_flow_free(flow);
+                    flow = fo_load_flow(fo, path);
+                    if (flow == NULL) {
+                        printf("way %d: %s\n", way, fo_error(fo));
+                        break;
+                    }
+                    CHECK(fo_flow_steps(flow) == 4);
+                    CHECK(fo_flow_train_desc(flow).lr == 3e-3 && fo_flow_train_desc(flow).batch ==
+                          16 && fo_flow_train_desc(flow).seed == 77);
+                    memset(&again, 0, sizeof again); /* all the rest is as before */
+                    again.steps = 10;
+                    d           = again;
+                }
+                before = fo_memory(fo).now;
+                CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 10);
+                CHECK(turn == 0 || fo_memory(fo).now == before); /* workspaces are gone */
+                ws = fo_workspace_create(fo, flow, 8);
+                CHECK(fo_log_prob(ws, data, 0, 50, 0, lp[turn]) == FO_OK);
+                fo_workspace_free(ws);
+                CHECK(fo_save(flow, path) == FO_OK);
+                n[turn] = read_all(path, bytes[turn], sizeof bytes[turn]);
+            }
+            CHECK(flow != NULL);
+            if (flow == NULL) {
+                fo_close(fo);
+                continue;
+            }
+            CHECK(n[0] == n[1] && n[0] > 1000 && n[0] < (long)sizeof bytes[0]);
+            CHECK(memcmp(bytes[0], bytes[1], (size_t)n[0]) == 0);
+            CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0);
+            flow = fo_load_flow(fo, path); /* and the model scores the same when read back */
+            ws   = fo_workspace_create(fo, flow, 3);
+            CHECK(fo_log_prob(ws, data, 0, 50, 0, lp[1]) == FO_OK);
+            CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0);
+            if (way & 1) { /* scoring used the moving average, which lags behind the weights */
+                CHECK(flow->train.ema != NULL);
+                memcpy(flow->train.ema, flow->values, (size_t)flow->params.size * sizeof(fo_real));
+                CHECK(fo_log_prob(ws, data, 0, 50, 0, lp[1]) == FO_OK && lp[0][0] != lp[1][0]);
+            } else
+                CHECK(flow->train.ema == NULL);
+            CHECK(fo_failed(fo) == FO_OK);
+            fo_close(fo);
+        }
+    remove(path);
+}
+
+/* ---- steps: how long, how fast ---------------------------------------------------------------- */
+
+static void test_schedules(void) {
+    enum { N = 12 };
+    int way, k;
+    for (way = 0; way < 5; way++) {
+        fo_context *fo   = open_with(5, 1);
+        fo_flow    *flow = fo_flow_parse(fo, text);
+        fo_data    *data = make_data(fo, 24, fo_flow_shape(flow));
+        for (k = 0; k < N; k++) {
+            watch         w;
+            fo_train_desc d = plain(&w, N, 8);
+            double        want = 0.02;
+            w.steps = 1, d.lr = 0.02;
+            if (way == 1 || way == 4)
+                d.schedule = FO_COSINE, want *= 0.5 + 0.5 * cos(3.14159265358979 * k / N);
+            if (way == 2)
+                d.schedule = FO_STEP, d.step_every = 5, want *= k < 5 ? 1 : k < 10 ? 0.1 : 0.01;
+            if (way == 3)
+                d.schedule = FO_STEP, d.step_every = 4, d.step_factor = 0.5,
+                want *= k < 4 ? 1 : k < 8 ? 0.5 : 0.25;
+            if (way == 4)
+                d.steps = 0, d.epochs = 4; /* 12 steps */
+            if (way == 0 || way == 4)
+                d.warmup = 5, want *= k < 5 ? (k + 1) / 5.0 : 1;
+            CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == k + 1);
+            CHECK_NEAR(w.last.lr / want, 1, 1e-9);
+            CHECK(w.last.steps == N && w.last.step == k + 1 && w.last.last == 1);
+        }
+        fo_close(fo);
+    }
+}
+
+static void test_stops(void) {
+    static const struct { int64_t steps; double epochs, seconds; int hook, report; int64_t want; }
+        ways[] = {{7, 0, 0, 0, 0, 7},   {0, 0, 0, 0, 0, 3},  {0, 2.5, 0, 0, 0, 7},
+                  {2, 2.5, 0, 0, 0, 2}, {9, 1, 0, 0, 0, 3},  {9, 0, 0, 4, 0, 4},
+                  {9, 0, 0, 0, 2, 2},   {0, 0, 0.15, 0, 0, 2}, {0, 0, 1e-12, 0, 0, 0},
+                  {3, 0, 1e6, 0, 0, 3}};
+    int i;
+    for (i = 0; i < COUNT(ways); i++) {
+        fo_context   *fo   = open_with(5, 1);
+        fo_flow      *flow = fo_flow_parse(fo, text);
+        fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
+        watch         w;
+        fo_train_desc d = plain(&w, ways[i].steps, 8);
+        d.epochs = ways[i].epochs, d.seconds = ways[i].seconds;
+        w.steps = ways[i].hook, w.stop_report = ways[i].report;
+        w.fo    = fo;
+        if (ways[i].report || ways[i].seconds == 0.15)
+            w.spin = 0.11; /* slow enough that every step reports */
+        CHECK(fo_train(flow, data, &d) == FO_OK);
+        if (ways[i].seconds == 0.15)
+            CHECK(fo_flow_steps(flow) >= 1 && fo_flow_steps(flow) <= 2);
+        else
+            CHECK(fo_flow_steps(flow) == ways[i].want);
+        CHECK(w.last.last && w.last.step == fo_flow_steps(flow) && !w.grew);
+        CHECK(w.last.step == 0 || (w.last.loss > 0 && w.last.rate > 0 && w.last.elapsed > 0));
+        CHECK_NEAR(w.last.epoch, (double)w.last.step * 8 / 20, 1e-12);
+        CHECK_NEAR(w.last.bpd, w.last.loss / 16 / 0.69314718055994531, 1e-9);
+        fo_close(fo);
+    }
+}
+
+/* Training learns: the loss falls, and the samples of the data become likelier. */
+static void test_learns(void) {
+    fo_context   *fo   = open_with(5, 1);
+    fo_flow      *flow = fo_flow_parse(fo, text);
+    fo_data      *data = make_data(fo, 64, fo_flow_shape(flow));
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 64);
+    double        lp[2][64], gain = 0;
+    watch         w;
+    fo_train_desc d = plain(&w, 150, 32);
+    int           i;
+    CHECK(fo_log_prob(ws, data, 0, 64, 0, lp[0]) == FO_OK);
+    w.fo = fo, d.lr = 3e-3;
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    CHECK(!w.grew && w.calls == 150 && w.count == flow->params.size); /* no step allocates */
+    CHECK(fo_log_prob(ws, data, 0, 64, 0, lp[1]) == FO_OK);
+    for (i = 0; i < 64; i++)
+        gain += (lp[1][i] - lp[0][i]) / 64;
+    CHECK(gain > 1);
+    fo_close(fo);
+}
+
+/* ---- the gradient's hook ---------------------------------------------------------------------- */
+
+static void test_hook(void) {
+    static const double factor[] = {1, 2, -1};
+    double  norm[3];
+    fo_real after[3][4000], first[4000];
+    int     i;
+    int64_t j, n = 0;
+    for (i = 0; i < 4; i++) {
+        fo_context   *fo   = open_with(5, 1);
+        fo_flow      *flow = fo_flow_parse(fo, text);
+        fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
+        watch         w;
+        fo_train_desc d = plain(&w, 1, 8);
+        fo_real      *values = fo_params(flow, &n);
+        memcpy(first, values, (size_t)n * sizeof *first);
+        d.clip = -1;
+        w.factor = i < 3 ? factor[i] : 0, w.zero = i == 3;
+        CHECK(n < 4000 && fo_train(flow, data, &d) == FO_OK);
+        if (i == 3) {
+            CHECK(memcmp(first, values, (size_t)n * sizeof *first) == 0);
+            CHECK(w.last.grad_norm == 0);
+        } else {
+            memcpy(after[i], values, (size_t)n * sizeof *first);
+            norm[i] = w.last.grad_norm;
+            CHECK(memcmp(first, values, (size_t)n * sizeof *first) != 0);
+        }
+        fo_close(fo);
+    }
+    CHECK_NEAR(norm[1] / norm[0], 2, 1e-6);
+    for (j = 0; j < n; j++) /* Adam's first step has the gradient's sign and the size lr */
+        if (after[0][j] != first[j]) {
+            CHECK(fabs((double)(after[0][j] - first[j])) < 1.001e-3);
+            CHECK((after[0][j] > first[j]) != (after[2][j] > first[j]));
+        }
+}
+
+static void test_clip(void) { /* the first moment is a tenth of the clipped gradient */
+    static const double clip[] = {-1, 0, 1e6, 0.5};
+    int i;
+    for (i = 0; i < COUNT(clip); i++) {
+        fo_context   *fo   = open_with(5, 1);
+        fo_flow      *flow = fo_flow_parse(fo, text);
+        watch         w;
+        fo_train_desc d   = plain(&w, 1, 8);
+        double        sum = 0, want;
+        int64_t       j;
+        d.clip = clip[i], w.factor = 1000;
+        CHECK(fo_train(flow, make_data(fo, 20, fo_flow_shape(flow)), &d) == FO_OK);
+        for (j = 0; j < flow->params.size; j++)
+            sum += (double)flow->train.m[j] * (double)flow->train.m[j];
+        CHECK(w.last.grad_norm > 100);
+        want = i == 1 ? 100 : i == 3 ? 0.5 : w.last.grad_norm; /* 0: the default */
+        CHECK_NEAR(sqrt(sum) / (0.1 * want), 1, 1e-5);
+        fo_close(fo);
+    }
+}
+
+/* ---- numbers that are not finite -------------------------------------------------------------- */
+
+static void test_nan(void) {
+    static fo_real rows[20][6];
+    int            way, i;
+    int64_t        j;
+    for (i = 0; i < 120; i++) {
+        fo_random_uniform(3, 3, (uint64_t)i, 1, &rows[i / 6][i % 6]);
+        rows[i / 6][i % 6] = (fo_real)(0.1 + 0.8 * (double)rows[i / 6][i % 6]);
+    }
+    for (way = 0; way < 4; way++) { /* a bad sample, then a bad gradient; stop, then skip */
+        fo_context   *fo   = open_with(5, 1);
+        fo_flow      *flow = fo_flow_parse(fo, "input 6\nlogit\n2* coupling mask=halves:% hidden=5");
+        fo_data      *data = fo_data_view(fo, rows, REAL_TYPE, 20, shape_of(6, 1, 1));
+        watch         w;
+        fo_train_desc d    = plain(&w, 5, 4);
+        fo_real      *values;
+        int           finite = 1;
+        rows[13][2] = way < 2 ? 30 : (fo_real)0.5; /* outside of what logit takes */
+        w.poison    = way < 2 ? 0 : 3;
+        d.on_nan    = way % 2 ? FO_NAN_SKIP : FO_NAN_STOP;
+        if (way % 2) {
+            CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 5);
+            CHECK(w.last.skipped == 1 && flow->train.skipped == 1);
+        } else {
+            CHECK(fo_train(flow, data, &d) == FO_ERR_NUMERIC && fo_flow_steps(flow) < 5);
+            CHECK(way == 2 || (strstr(fo_error(fo), "sample 13") &&
+                               strstr(fo_error(fo), "layer 0 (logit")));
+            CHECK(way == 0 || (strstr(fo_error(fo), "step 2") && strstr(fo_error(fo), "of parameter 2.")));
+            fo_clear_error(fo);
+        }
+        values = fo_params(flow, NULL);
+        for (j = 0; j < flow->params.size; j++)
+            finite &= values[j] - values[j] == 0 && flow->train.m[j] - flow->train.m[j] == 0;
+        CHECK(finite);
+        fo_close(fo);
+    }
+}
+
+/* ---- measured once ---------------------------------------------------------------------------- */
+
+static void test_standardize(void) {
+    static fo_real rows[100][4];
+    fo_context    *fo   = open_with(5, 1);
+    fo_flow       *flow = fo_flow_parse(fo, "input 4\nstandardize\ncoupling mask=halves:0 hidden=3");
+    fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 100, shape_of(4, 1, 1));
+    double         m[4] = {0, 0, 0, 0}, v[4] = {0, 0, 0, 0}, lp[100];
+    fo_real        measured[9];
+    watch          w;
+    fo_train_desc  d = plain(&w, 1, 16);
+    int            i, j;
+    for (i = 0; i < 100; i++) {
+        fo_random_normal(3, 3, (uint64_t)(4 * i), 4, rows[i]);
+        rows[i][0] = rows[i][0] * 5 + 100, rows[i][1] = rows[i][1] * (fo_real)0.01 - 2;
+        rows[i][2] = 7; /* constant: it stays harmless */
+        for (j = 0; j < 4; j++)
+            m[j] += (double)rows[i][j] / 100;
+    }
+    for (i = 0; i < 400; i++)
+        v[i % 4] += pow((double)rows[i / 4][i % 4] - m[i % 4], 2) / 100;
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    for (j = 0; j < 4; j++) {
+        CHECK_NEAR(flow->buffer_values[j], m[j], 1e-6);
+        CHECK_NEAR(flow->buffer_values[4 + j], j == 2 ? 1 : sqrt(v[j]), 1e-5);
+    }
+    CHECK(flow->buffer_values[8] == 1);
+    memcpy(measured, flow->buffer_values, sizeof measured);
+    rows[0][0] = 1e4, d.steps = 2; /* not again on other data */
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    CHECK(memcmp(measured, flow->buffer_values, sizeof measured) == 0);
+    CHECK(fo_log_prob(fo_workspace_create(fo, flow, 9), data, 0, 100, 0, lp) == FO_OK);
+    fo_close(fo);
+}
+
+/* ---- the same bits ---------------------------------------------------------------------------- */
+
+/* Trains four steps; the weights come back in a malloc, the memory it took in *peak. */
+static fo_real *train_once(int threads, double memory_mb, size_t *peak, int64_t *n) {
+    fo_context   *fo   = open_with(5, threads);
+    fo_flow      *flow = fo_flow_parse(fo, "input 1x8x8\ndequantize\nlogit alpha=0.05\n"
+                                           "6* coupling mask=cycle:% hidden=100 depth=2\n"
+                                           "additive mask=vertical:0 hidden=80 act=softplus\n");
+    watch         w;
+    fo_train_desc d = plain(&w, 4, 48);
+    fo_real      *copy, *values;
+    d.memory_mb = memory_mb, d.clip = 1;
+    CHECK(fo_train(flow, make_data(fo, 60, shape_of(1, 8, 8)), &d) == FO_OK);
+    values = fo_params(flow, n);
+    copy   = (fo_real *)malloc((size_t)*n * sizeof *copy);
+    memcpy(copy, values, (size_t)*n * sizeof *copy);
+    *peak = fo_memory(fo).peak;
+    fo_close(fo);
+    return copy;
+}
+
+static void test_same_bits(void) {
+    static const struct { int threads; double mb; } ways[] = {
+        {1, 0.3}, {1, 0.1}, {1, 1e-9}, {1, 1e9}, {2, 0}, {3, 0.1}};
+    size_t   peak0, peak[COUNT(ways)];
+    int64_t  n0 = 0, n = 0;
+    fo_real *base = train_once(1, 0, &peak0, &n0);
+    int      i;
+    for (i = 0; i < COUNT(ways); i++) {
+        fo_real *other = train_once(ways[i].threads, ways[i].mb, &peak[i], &n);
+        CHECK(n == n0 && memcmp(base, other, (size_t)n * sizeof *base) == 0);
+        free(other);
+    }
+    CHECK(peak[0] < peak0 && peak[1] <= peak[0] && peak[2] <= peak[1] && peak[3] == peak0);
+    CHECK(peak0 - peak[2] > 60000 * sizeof(fo_real)); /* the activations of six of seven couplings */
+    free(base);
+}
+
+static void test_presets(void) {
+    const fo_preset *presets;
+    int              count = 0, i;
+    presets = fo_presets(&count);
+    CHECK(count >= 5 && presets == fo_presets(NULL));
+    for (i = 0; i < count; i++) {
+        fo_context   *fo    = open_with(5, 1);
+        int           image = strstr(presets[i].body, "dequantize") != NULL;
+        fo_flow      *flow  = fo_flow_preset(fo, presets[i].name,
+                                             image ? shape_of(1, 8, 8) : shape_of(10, 1, 1));
+        watch         w;
+        fo_train_desc d = plain(&w, 1, 4), got;
+        got = fo_flow_train_desc(flow);
+        CHECK(got.lr == presets[i].lr && got.batch == presets[i].batch);
+        CHECK(got.ema == presets[i].ema);
+        CHECK(fo_train(flow, make_data(fo, 20, fo_flow_shape(flow)), &d) == FO_OK);
+        CHECK(w.last.step == 1 && w.last.loss - w.last.loss == 0);
+        CHECK_NEAR(w.last.lr, presets[i].lr, 1e-12);
+        fo_close(fo);
+    }
+}
+
+/* ---- what is refused -------------------------------------------------------------------------- */
+
+static void test_bad_descs(void) {
+    static const char *const say[] = {
+        "batch=-1", "lr=-1", "lr=nan", "beta", "beta", "eps", "ema=1", "weight_decay=-1",
+        "warmup=-1", "optimizer", "schedule", "on_nan", "cosine", "step_every", "batch=2000000"};
+    int i;
+    for (i = 0; i < COUNT(say); i++) {
+        fo_context   *fo   = open_with(5, 1);
+        fo_flow      *flow = fo_flow_parse(fo, text);
+        fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
+        watch         w;
+        fo_train_desc d = plain(&w, 1, 4);
+        switch (i) {
+        case 0: d.batch = -1; break;
+        case 1: d.lr = -1; break;
+        case 2: d.lr = NAN; break;
+        case 3: d.beta1 = 1; break;
+        case 4: d.beta2 = -0.5; break;
+        case 5: d.eps = -1; break;
+        case 6: d.ema = 1; break;
+        case 7: d.weight_decay = -1; break;
+        case 8: d.warmup = -1; break;
+        case 9: d.optimizer = (fo_optimizer)9; break;
+        case 10: d.schedule = (fo_schedule)9; break;
+        case 11: d.on_nan = (fo_on_nan)9; break;
+        case 12: d.schedule = FO_COSINE, d.steps = 0, d.seconds = 1; break;
+        case 13: d.schedule = FO_STEP; break;
+        default: d.batch = 2000000; break;
+        }
+        CHECK(fo_train(flow, data, &d) == FO_ERR_ARGUMENT && w.calls == 0);
+        if (strstr(fo_error(fo), say[i]) == NULL)
+            printf("'%s' does not say '%s'\n", fo_error(fo), say[i]);
+        CHECK(strstr(fo_error(fo), say[i]) != NULL);
+        fo_clear_error(fo);
+        d = plain(&w, 1, 4); /* a refusal leaves no trace */
+        CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 1);
+        fo_close(fo);
+    }
+    {
+        fo_context *fo = open_with(5, 1);
+        fo_flow    *flow = fo_flow_parse(fo, "input 1x4x4\nlogit\n");
+        fo_data    *data = make_data(fo, 20, shape_of(1, 4, 4));
+        CHECK(fo_train(flow, data, NULL) == FO_ERR_ARGUMENT && strstr(fo_error(fo), "no coupling"));
+        fo_clear_error(fo);
+        flow = fo_flow_parse(fo, text);
+        CHECK(fo_train(flow, NULL, NULL) != FO_OK && fo_train(NULL, data, NULL) != FO_OK);
+        fo_clear_error(fo);
+        CHECK(fo_train(flow, make_data(fo, 20, shape_of(1, 2, 8)), NULL) == FO_ERR_SHAPE);
+        CHECK(strstr(fo_error(fo), "1x2x8") && strstr(fo_error(fo), "1x4x4"));
+        fo_clear_error(fo);
+        CHECK(fo_train(flow, data, NULL) == FO_OK && fo_flow_steps(flow) == 1); /* all defaults */
+        fo_close(fo);
+    }
+}
+
+/* A copy of the checkpoint `from` with one thing changed. */
+enum { SAME, NO_TEXT, OTHER_TEXT, BAD_TEXT, NO_WEIGHT, WRONG_SHAPE, WRONG_RANK, WRONG_TYPE,
+       NO_MOMENT, WRONG_MOMENT, BAD_STATE, MINUS_STATE, NO_EMA, NO_BUFFER };
+
+static void tamper(fo_context *fo, const char *from, const char *to, int what) {
+    fo_archive *a = fo_archive_open(fo, from);
+    fo_array    arrays[64];
+    fo_note     notes[3] = {{"flowood.version", "1"}, {"flowood.text", NULL},
+                            {"flowood.train", NULL}};
+    int         i, n = 0;
+    notes[1].text = what == NO_TEXT ? "" : what == BAD_TEXT ? "input 4\nblend\n" :
+                    what == OTHER_TEXT ? "input 4\nstandardize\n3* coupling mask=halves:% hidden=6"
+                                       : fo_archive_note(a, "flowood.text");
+    notes[2].text = what == BAD_STATE ? "seed=1 step=x" : what == MINUS_STATE
+                    ? "seed=1 step=-3 seen=2" : fo_archive_note(a, "flowood.train");
+    if (what == NO_TEXT)
+        notes[1] = notes[0], notes[1].key = "other";
+    for (i = 0; i < fo_archive_count(a); i++) {
+        fo_array array = *fo_archive_at(a, i);
+        if (strcmp(array.name, "1.net.0.weight") == 0) {
+            if (what == NO_WEIGHT)
+                continue;
+            if (what == WRONG_SHAPE) {
+                int64_t swap = array.dim[0];
+                array.dim[0] = array.dim[1], array.dim[1] = swap;
+            }
+            if (what == WRONG_RANK)
+                array.rank = 1, array.dim[0] *= array.dim[1];
+            if (what == WRONG_TYPE)
+                array.type = IS_DOUBLE ? FO_I64 : FO_I32;
+        }
+        if ((what == NO_MOMENT && strcmp(array.name, "adam.v.1.scale") == 0) ||
+            (what == NO_EMA && strcmp(array.name, "ema.1.scale") == 0) ||
+            (what == NO_BUFFER && strcmp(array.name, "0.std") == 0))
+            continue;
+        if (what == WRONG_MOMENT && strcmp(array.name, "adam.v.1.net.0.weight") == 0)
+            array.rank = 1, array.dim[0] *= array.dim[1];
+        arrays[n++] = array;
+    }
+    CHECK(fo_archive_save(fo, to, arrays, n, notes, 3) == FO_OK);
+    fo_archive_free(a);
+}
+
+static void test_checkpoints(void) {
+    static const struct { int what; const char *say[2]; int64_t steps; } ways[] = {
+        {SAME, {NULL, NULL}, 3}, {NO_TEXT, {"flowood.text", "fo_load_weights"}, 0},
+        {OTHER_TEXT, {"missing", "another architecture"}, 0}, {BAD_TEXT, {"line 2", "blend"}, 0},
+        {NO_WEIGHT, {"1.net.0.weight", "missing"}, 0},
+        {WRONG_SHAPE, {"1.net.0.weight", "[6,2]"}, 0}, {WRONG_RANK, {"1.net.0.weight", "[12]"}, 0},
+        {WRONG_TYPE, {"1.net.0.weight", IS_DOUBLE ? "I64" : "I32"}, 0},
+        {NO_MOMENT, {NULL, NULL}, 0}, {WRONG_MOMENT, {"adam.v.1.net.0.weight", "[12]"}, 0},
+        {BAD_STATE, {"training state", "step"}, 0}, {MINUS_STATE, {"training state", ""}, 0},
+        {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0}};
+    static fo_real rows[20][4];
+    const char    *path = FILE_NAME("good"), *bad = FILE_NAME("bad");
+    fo_context    *fo = open_with(5, 1);
+    fo_flow       *flow = fo_flow_parse(fo, "input 4\nstandardize\n"
+                                            "2* coupling mask=halves:% hidden=6\n"), *other;
+    fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 20, shape_of(4, 1, 1));
+    watch          w;
+    fo_train_desc  d = plain(&w, 3, 4);
+    int            i, j;
+    size_t         before;
+    fo_random_normal(1, 1, 0, 80, rows[0]);
+    d.ema = 0.9;
+    CHECK(fo_train(flow, data, &d) == FO_OK && fo_save(flow, path) == FO_OK);
+    for (i = 0; i < COUNT(ways); i++) {
+        tamper(fo, path, bad, ways[i].what);
+        before = fo_memory(fo).now;
+        other  = fo_load_flow(fo, bad);
+        CHECK((other != NULL) == (ways[i].say[0] == NULL));
+        CHECK(fo_flow_steps(other) == ways[i].steps);
+        for (j = 0; j < 2 && ways[i].say[0]; j++) {
+            if (strstr(fo_error(fo), ways[i].say[j]) == NULL)
+                printf("'%s' does not say '%s'\n", fo_error(fo), ways[i].say[j]);
+            CHECK(strstr(fo_error(fo), ways[i].say[j]) != NULL);
+        }
+        if (other) {
+            CHECK(memcmp(flow->values, other->values, (size_t)flow->params.size *
+                                                          sizeof(fo_real)) == 0);
+            CHECK((other->train.ema != NULL) == (ways[i].what != NO_EMA));
+            CHECK((other->train.m != NULL) == (ways[i].what != NO_MOMENT));
+        }
+        fo_flow_free(other);
+        fo_clear_error(fo);
+        CHECK(fo_memory(fo).now == before);
+    }
+    other = fo_flow_parse(fo, "input 4\nstandardize\n2* coupling mask=alternating:% hidden=6\n");
+    CHECK(fo_load_weights(other, path) == FO_OK); /* into a flow that fits */
+    CHECK(memcmp(flow->values, other->values, (size_t)flow->params.size * sizeof(fo_real)) == 0);
+    CHECK(memcmp(flow->buffer_values, other->buffer_values, 9 * sizeof(fo_real)) == 0);
+    tamper(fo, path, bad, NO_BUFFER);
+    memset(other->values, 0, (size_t)flow->params.size * sizeof(fo_real));
+    CHECK(fo_load_weights(other, bad) == FO_ERR_FORMAT); /* all or nothing */
+    for (i = 0; i < flow->params.size; i++)
+        if (other->values[i] != 0)
+            break;
+    CHECK(i == flow->params.size);
+    fo_clear_error(fo);
+    CHECK(fo_load_flow(fo, "build/not-there.safetensors") == NULL);
+    CHECK(fo_failed(fo) == FO_ERR_FILE && strstr(fo_error(fo), "not-there"));
+    fo_clear_error(fo);
+    CHECK(fo_load_weights(NULL, path) != FO_OK && fo_save(NULL, path) != FO_OK);
+    CHECK(fo_save(flow, NULL) != FO_OK);
+    fo_clear_error(fo);
+    CHECK(fo_save(flow, "build/no/such/folder.safetensors") == FO_ERR_FILE);
+    fo_close(fo);
+    remove(path), remove(bad);
+}
+
+/* ---- every allocation fails once -------------------------------------------------------------- */
+
+typedef struct heap { int64_t calls, live, wrong, fail_at; } heap;
+
+static void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+    heap   *h  = (heap *)user;
+    size_t *at = ptr ? (size_t *)ptr - 2 : NULL;
+    h->wrong += (at ? at[0] : 0) != old_size;
+    if (new_size && ++h->calls == h->fail_at)
+        return NULL;
+    h->live += (new_size != 0) - (at != NULL);
+    if (new_size == 0) {
+        free(at);
+        return NULL;
+    }
+    at    = (size_t *)realloc(at, new_size + 16);
+    at[0] = new_size;
+    return at + 2;
+}
+
+/* A whole small life. `forgiving`: errors are cleared after every call, so that later calls get to
+   work on what the failed ones left behind. */
+static fo_result life(heap *h, const char *path, int forgiving) {
+    static fo_real  rows[12][6], out[12 * 6];
+    fo_desc         desc;
+    fo_context     *fo;
+    fo_flow        *flow, *back;
+    fo_data        *data;
+    fo_workspace   *ws;
+    fo_check_report report;
+    fo_train_desc   d;
+    fo_tape        *tape;
+    fo_result       worst = FO_OK;
+    int64_t         dim[2] = {2, 3};
+    double          score[12];
+#define STAGE(call)                                                                                \
+    do {                                                                                           \
+        call;                                                                                      \
+        worst = worst ? worst : fo_failed(fo);                                                     \
+        if (forgiving)                                                                             \
+            fo_clear_error(fo);                                                                    \
+    } while (0)
+    memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d);
+    desc.realloc_fn = heap_realloc, desc.user = h;
+    fo = fo_open(&desc);
+    if (fo == NULL)
+        return FO_ERR_MEMORY;
+    fo_random_normal(1, 1, 0, 72, rows[0]);
+    d.steps = 2, d.batch = 5, d.ema = 0.9, d.memory_mb = 1e-4;
+    STAGE(flow = fo_flow_create(fo, shape_of(6, 1, 1)));
+    STAGE(fo_add_standardize(flow));
+    STAGE(fo_add_coupling(flow, fo_mask_named("random", 1), fo_net_mlp(5, 2, 3)));
+    STAGE(fo_add_additive(flow, fo_mask_halves(0), fo_net_mlp(4, 1, 0)));
+    STAGE(data = fo_data_view(fo, rows, REAL_TYPE, 12, shape_of(6, 1, 1)));
+    STAGE(fo_train(flow, data, &d));
+    STAGE(fo_save(flow, path));
+    STAGE(back = fo_load_flow(fo, path));
+    STAGE(ws = fo_workspace_create(fo, back, 4));
+    STAGE(fo_score(ws, data, 0, 12, "likelihood", score));
+    STAGE(fo_sample(ws, 1, 9, 1, out));
+    STAGE(fo_check(back, data, &report));
+    fo_workspace_free(ws), fo_flow_free(back);
+    STAGE(back = fo_flow_parse(fo, "input 6\nstandardize\ncoupling mask=random:1 hidden=5 "
+                                   "depth=2 bottleneck=3\nadditive mask=map:3c3x hidden=4"));
+    STAGE(fo_load_weights(back, path));
+    STAGE(tape = fo_tape_create(fo));
+    STAGE(fo_output(fo_net_linear(fo_input(tape, 2, dim, 1), "a", 4, 0)));
+    STAGE(fo_tape_plan(tape, 1));
+    STAGE(fo_forward(tape));
+    fo_flow_free(flow), fo_data_free(data), fo_tape_free(tape);
+    worst = worst ? worst : fo_failed(fo);
+    fo_close(fo);
+    return worst;
+}
+
+static void test_every_allocation(void) {
+    const char *path = FILE_NAME("life");
+    int         forgiving;
+    for (forgiving = 0; forgiving < 2; forgiving++) {
+        int64_t n = 0;
+        int     done = 0;
+        while (!done && n++ < 2000) {
+            heap      h;
+            fo_result result;
+            FILE     *file;
+            memset(&h, 0, sizeof h);
+            h.fail_at = n;
+            remove(path);
+            result = life(&h, path, forgiving);
+            done   = h.calls < n;
+            if (h.live || h.wrong || result != (done ? FO_OK : FO_ERR_MEMORY))
+                printf("allocation %d failed: result %s, %d blocks left, %d wrong sizes\n", (int)n,
+                       fo_result_name(result), (int)h.live, (int)h.wrong);
+            CHECK(h.live == 0 && h.wrong == 0);
+            CHECK(result == (done ? FO_OK : FO_ERR_MEMORY));
+            if ((file = fopen(path, "rb")) != NULL) { /* then it is whole */
+                fo_context *fo = open_with(0, 1);
+                fclose(file);
+                CHECK(fo_load_flow(fo, path) != NULL);
+                if (fo_failed(fo))
+                    printf("allocation %d, forgiving %d: %s\n", (int)n, forgiving, fo_error(fo));
+                fo_close(fo);
+            }
+        }
+        CHECK(n > 30 && done);
+    }
+    remove(path);
+}
+
+int main(void) {
+    test_golden();
+    test_resume();
+    test_schedules();
+    test_stops();
+    test_learns();
+    test_hook();
+    test_clip();
+    test_nan();
+    test_standardize();
+    test_same_bits();
+    test_presets();
+    test_bad_descs();
+    test_checkpoints();
+    test_every_allocation();
+    return test_end();
+}
