@@ -1647,53 +1647,48 @@ static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_r
     fo_parallel_for(fo, g.by_rows ? rows : columns, worth_a_fork / FO__MAX(unit, 1) + 1,
                     fo__product_part, &g);
 }
-/* ================================================================================================
-   >>data          array files in and out, gzip, PNG, safetensors archives, metrics
-
-   Purpose    IDX, .npy and safetensors files become rows and named arrays, and back
-   Invariants a file is hostile: every length is compared with what is really there before memory
-              is asked for or bytes are touched; a reader reads regular files only, so it always
-              ends; a writer leaves the old file or the whole new one, never half of either
-   Callers    everything above: training and scoring through fo__data_rows, checkpoints through
-              the archive, pictures through fo_save_png
-   Cost       loading peaks at the file plus its content; unpacking runs at 200 to 400 MB/s
-   ============================================================================================= */
+/* ---- begin: platform part of >>data ---------------------------------------------------------- */
 #include <float.h>
 #include <sys/types.h>
 #include <sys/stat.h>
 #if defined(_WIN32)
 #define fo__stat _stat64
+#define fo__replace(from, to) (remove(to), rename(from, to)) /* rename does not replace there */
 #else
 #define fo__stat stat
+#define fo__replace(from, to) rename(from, to)
 #endif
-#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#if defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "flowood.h reads and writes arrays as they lie in memory: it needs a little-endian host"
 #endif
-#endif
 
-enum { FO__MISSING, FO__REGULAR, FO__FOLDER, FO__DEVICE };
+#define FO__MISSING ((int64_t)-1)
+#define FO__NO_FILE ((int64_t)-2)
 
-/* What a path leads to, without opening it: opening a pipe would wait for its other end. */
-static int fo__file_kind(const char *path, int64_t *size) {
+/* The size of a regular file, or one of the above. A pipe is not opened: it would wait for its
+   other end. The two numbers are the same on all systems. */
+static int64_t fo__file_size(const char *path) {
     struct fo__stat info;
     if (fo__stat(path, &info) != 0)
         return FO__MISSING;
-    *size = (int64_t)info.st_size;
-    switch (info.st_mode & 0170000) { /* these numbers are the same on all systems */
-    case 0100000: return FO__REGULAR;
-    case 0040000: return FO__FOLDER;
-    default:      return FO__DEVICE;
-    }
+    return (info.st_mode & 0170000) == 0100000 ? (int64_t)info.st_size : FO__NO_FILE;
 }
+/* ---- end: platform part of >>data ------------------------------------------------------------ */
 
-/* Number types. */
-static const struct fo__dtype_row {
-    const char *name, *npy;
-    size_t      size;
-} fo__dtypes[] = {{"U8", "|u1", 1},  {"F16", "<f2", 2}, {"F32", "<f4", 4},
-                  {"F64", "<f8", 8}, {"I32", "<i4", 4}, {"I64", "<i8", 8}};
+/* ================================================================================================
+   >>data          array files in and out, gzip, PNG, safetensors archives
 
+   Purpose    IDX, .npy and safetensors files become rows and named arrays, and back
+   Invariants a file is hostile: every length is compared with what is really there before memory
+              is asked for or bytes are touched; only regular files are opened, so reading ends;
+              a writer leaves the old file or the whole new one, never half of either
+   Callers    everything above: training and scoring through fo__data_rows, checkpoints through
+              the archive, pictures through fo_save_png
+   Cost       loading peaks at the file plus its content; unpacking runs at about 200 MB/s
+   ============================================================================================= */
+static const struct fo__dtype_row { const char *name, *npy; size_t size; } fo__dtypes[] = {
+    {"U8", "|u1", 1},  {"F16", "<f2", 2}, {"F32", "<f4", 4},
+    {"F64", "<f8", 8}, {"I32", "<i4", 4}, {"I64", "<i8", 8}};
 enum { FO__DTYPES = sizeof fo__dtypes / sizeof fo__dtypes[0] };
 
 size_t fo_dtype_size(fo_dtype type) {
@@ -1712,16 +1707,13 @@ int64_t fo_shape_count(fo_shape shape) {
     return plane > INT64_MAX / shape.c ? INT64_MAX : plane * shape.c;
 }
 
-static uint32_t fo__le32(const unsigned char *at) {
-    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
-}
-
-static uint64_t fo__le64(const unsigned char *at) {
-    return (uint64_t)fo__le32(at + 4) << 32 | fo__le32(at);
-}
-
-static uint32_t fo__be32(const unsigned char *at) {
-    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | (uint32_t)at[3];
+/* Bytes of an array; SIZE_MAX for an unknown type or impossible dimensions. */
+static size_t fo__array_bytes(fo_dtype type, int rank, const int64_t *dim) {
+    size_t bytes = fo_dtype_size(type);
+    int    k;
+    for (k = 0; k < rank; k++)
+        bytes = fo__times(dim[k], bytes);
+    return fo_dtype_size(type) ? bytes : SIZE_MAX;
 }
 
 static void fo__set_be32(unsigned char *at, uint32_t value) {
@@ -1730,49 +1722,17 @@ static void fo__set_be32(unsigned char *at, uint32_t value) {
         at[i] = (unsigned char)(value >> (24 - 8 * i));
 }
 
-/* IEEE half precision: 1 sign, 5 exponent, 10 fraction bits. */
-static float fo__half(unsigned half) {
-    uint32_t exponent = half >> 10 & 31, fraction = half & 1023, bits;
-    float    value;
-    if (exponent == 0) {
-        value = (float)fraction * 5.9604644775390625e-8f; /* 2^-24 */
-        return half & 0x8000 ? -value : value;
-    }
-    bits = (half & 0x8000) << 16 | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* ---- gzip: DEFLATE (RFC 1951) in a gzip wrapper (RFC 1952) ----------------------------------- */
 
-typedef struct fo__crc { uint32_t table[4][256]; } fo__crc;
-
-static void fo__crc_init(fo__crc *crc) {
-    uint32_t i, value;
-    int      k;
-    for (i = 0; i < 256; i++) {
-        for (value = i, k = 0; k < 8; k++)
-            value = value >> 1 ^ (value & 1 ? 0xEDB88320u : 0);
-        crc->table[0][i] = value;
-    }
-    for (k = 1; k < 4; k++) /* table k: the same byte with k zero bytes after it */
-        for (i = 0; i < 256; i++) {
-            value            = crc->table[k - 1][i];
-            crc->table[k][i] = value >> 8 ^ crc->table[0][value & 255];
-        }
-}
-
-/* Continues `value` (0 at the start) over n bytes, four at a time. */
-static uint32_t fo__crc32(const fo__crc *crc, uint32_t value, const void *bytes, size_t n) {
+/* Continues `value` (0 at the start) over n bytes. */
+static uint32_t fo__crc32(uint32_t value, const void *bytes, size_t n) {
     const unsigned char *at = (const unsigned char *)bytes;
-    value = ~value;
-    for (; n >= 4; n -= 4, at += 4) {
-        value ^= fo__le32(at);
-        value = crc->table[3][value & 255] ^ crc->table[2][value >> 8 & 255] ^
-                crc->table[1][value >> 16 & 255] ^ crc->table[0][value >> 24];
-    }
-    for (; n > 0; n--, at++)
-        value = value >> 8 ^ crc->table[0][(value ^ *at) & 255];
+    uint32_t             table[256], i, k;
+    for (i = 0; i < 256; i++)
+        for (table[i] = i, k = 0; k < 8; k++)
+            table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xEDB88320 : 0);
+    for (value = ~value; n > 0; n--)
+        value = value >> 8 ^ table[(value ^ *at++) & 255];
     return ~value;
 }
 
@@ -1787,86 +1747,62 @@ typedef struct fo__huffman {
     uint16_t symbol[288]; /* in the order of their codes */
 } fo__huffman;
 
+/* `bad` is sticky: it ends every loop, so functions need not report it. */
 typedef struct fo__inflate {
     const unsigned char *in, *in_end;
     uint64_t             bits;
-    int                  n_bits;
+    int                  n_bits, bad, full; /* full: there is more than fits in room */
     unsigned char       *out;
     size_t               n_out, start, room; /* start: where this member begins */
-    int                  full;               /* there is more than fits in room */
-    const char          *bad;                /* what is wrong, or NULL */
     fo__huffman          literal, distance;
 } fo__inflate;
 
-static const char *const fo__cut_short = "it was cut short";
-static const char *const fo__damaged   = "its compressed data are damaged";
-
 static void fo__refill(fo__inflate *z) {
-    if (z->in_end - z->in >= 8) { /* bits above n_bits may be there already: the same ones */
-        z->bits |= fo__le64(z->in) << z->n_bits;
-        z->in += (63 - z->n_bits) >> 3;
-        z->n_bits |= 56;
-    }
-    while (z->n_bits < 56 && z->in < z->in_end) {
+    for (; z->n_bits <= 56 && z->in < z->in_end; z->n_bits += 8)
         z->bits |= (uint64_t)*z->in++ << z->n_bits;
-        z->n_bits += 8;
-    }
 }
 
-static unsigned fo__drop(fo__inflate *z, int n) {
-    unsigned value = (unsigned)(z->bits & ((1u << n) - 1));
-    if (n > z->n_bits) {
-        z->bad = fo__cut_short;
+/* The next n <= 32 bits, the first one lowest. */
+static uint32_t fo__bits(fo__inflate *z, int n) {
+    uint32_t value;
+    if (z->n_bits < n)
+        fo__refill(z);
+    z->bad |= z->n_bits < n;
+    if (z->bad)
         return 0;
-    }
+    value = (uint32_t)(z->bits & (((uint64_t)1 << n) - 1));
     z->bits >>= n;
     z->n_bits -= n;
     return value;
 }
 
-/* The next n <= 16 bits, the first one lowest. */
-static unsigned fo__bits(fo__inflate *z, int n) {
-    if (z->n_bits < n)
-        fo__refill(z);
-    return fo__drop(z, n);
+static void fo__put(fo__inflate *z, unsigned byte) {
+    if (z->n_out == z->room)
+        z->full = 1;
+    else
+        z->out[z->n_out++] = (unsigned char)byte;
 }
 
-static unsigned fo__reverse(unsigned code, int n) {
-    unsigned reversed = 0;
-    for (; n > 0; n--, code >>= 1)
-        reversed = reversed << 1 | (code & 1);
-    return reversed;
-}
-
-/* Returns 0 if the lengths overfill the tree or leave holes (a tree of one code may). */
+/* Returns 1 if the lengths overfill the tree or leave holes (a tree of one code may). */
 static int fo__huffman_init(fo__huffman *h, const unsigned char *length, int n) {
-    unsigned next[FO__CODE_BITS + 2] = {0}, at[FO__CODE_BITS + 2] = {0}, code, step;
-    int      i, used = 0, left = 1;
+    unsigned code = 0, reversed;
+    int      bits, i, k, used = 0;
     memset(h, 0, sizeof *h);
-    for (i = 0; i < n; i++)
-        h->count[length[i]]++;
-    used        = n - h->count[0];
-    h->count[0] = 0;
-    for (i = 1; i <= FO__CODE_BITS; i++) {
-        left        = 2 * left - h->count[i];
-        next[i + 1] = (next[i] + h->count[i]) * 2;
-        at[i + 1]   = at[i] + h->count[i];
-        if (left < 0)
-            return 0;
-    }
-    if (left > 0 && used > 1)
-        return 0;
-    for (i = 0; i < n; i++) {
-        int bits = length[i];
-        if (bits == 0)
-            continue;
-        h->symbol[at[bits]++] = (uint16_t)i;
-        code                  = fo__reverse(next[bits]++, bits);
-        step                  = 1u << bits;
-        for (; bits <= FO__FAST_BITS && code < 1u << FO__FAST_BITS; code += step)
-            h->fast[code] = (uint16_t)(i << 4 | bits);
-    }
-    return 1;
+    for (bits = 1; bits <= FO__CODE_BITS; bits++)
+        for (code <<= 1, i = 0; i < n; i++) {
+            if (length[i] != bits)
+                continue;
+            if (code >> bits)
+                return 1;
+            h->count[bits]++;
+            h->symbol[used++] = (uint16_t)i;
+            for (reversed = 0, k = 0; k < bits; k++) /* codes come highest bit first */
+                reversed |= (code >> k & 1) << (bits - 1 - k);
+            for (; bits <= FO__FAST_BITS && reversed < 1u << FO__FAST_BITS; reversed += 1u << bits)
+                h->fast[reversed] = (uint16_t)(i << 4 | bits);
+            code++;
+        }
+    return used > 1 && code != 1u << FO__CODE_BITS;
 }
 
 static unsigned fo__symbol(fo__inflate *z, const fo__huffman *h) {
@@ -1876,95 +1812,49 @@ static unsigned fo__symbol(fo__inflate *z, const fo__huffman *h) {
         fo__refill(z);
     entry = h->fast[z->bits & ((1u << FO__FAST_BITS) - 1)];
     if (entry) {
-        fo__drop(z, (int)(entry & 15));
+        fo__bits(z, (int)(entry & 15));
         return entry >> 4;
     }
     for (n = 1; n <= FO__CODE_BITS; n++) {
         code = code << 1 | (unsigned)(z->bits >> (n - 1) & 1);
         if (code - first < h->count[n]) {
-            fo__drop(z, n);
+            fo__bits(z, n);
             return h->symbol[before + code - first];
         }
         before += h->count[n];
         first = (first + h->count[n]) << 1;
     }
-    z->bad = z->n_bits < FO__CODE_BITS ? fo__cut_short : fo__damaged;
+    z->bad = 1;
     return 0;
 }
 
 /* Lengths and distances are coded like tiny floating-point numbers: below 2^(k+1) the symbol is
    the value; above, k bits of the symbol are the fraction and the rest is the exponent, the
    count of lower bits that follow. k is 2 for lengths (from 3) and 1 for distances (from 1). */
-static unsigned fo__step(unsigned symbol, int k, int *extra) {
-    unsigned one = 1u << k;
-    *extra       = symbol < 2 * one ? 0 : (int)(symbol >> k) - 1;
-    return symbol < 2 * one ? symbol : (one + (symbol & (one - 1))) << *extra;
-}
-
-static unsigned fo__match_length(unsigned symbol, int *extra) {
-    unsigned base = fo__step(symbol, 2, extra) + 3;
-    if (symbol == 28)
-        *extra = 0, base = 258; /* the longest one has its own symbol */
-    return base;
+static size_t fo__step(fo__inflate *z, unsigned symbol, int k) {
+    unsigned one   = 1u << k;
+    int      extra = (int)(symbol >> k) - 1;
+    return symbol < 2 * one ? symbol : ((one + symbol % one) << extra) + fo__bits(z, extra);
 }
 
 static void fo__inflate_codes(fo__inflate *z) {
-    for (;;) {
+    while (!z->full) {
         unsigned symbol = fo__symbol(z, &z->literal);
-        size_t   length, distance, i;
-        int      extra;
+        size_t   length, distance;
         if (z->bad || symbol == 256)
             return;
         if (symbol < 256) {
-            if (z->n_out == z->room) {
-                z->full = 1;
-                return;
-            }
-            z->out[z->n_out++] = (unsigned char)symbol;
+            fo__put(z, symbol);
             continue;
         }
-        length = fo__match_length(symbol - 257, &extra);
-        length += fo__bits(z, extra);
-        symbol   = symbol < 286 ? fo__symbol(z, &z->distance) : 30; /* 30 and 31 mean nothing */
-        distance = fo__step(symbol, 1, &extra) + 1;
-        distance += fo__bits(z, extra);
-        if (z->bad == NULL && (symbol >= 30 || distance > z->n_out - z->start))
-            z->bad = fo__damaged;
-        if (z->bad)
-            return;
-        z->full = length > z->room - z->n_out;
-        length  = FO__MIN(length, z->room - z->n_out);
-        for (i = 0; i < length; i++, z->n_out++) /* a match may overlap what it makes */
-            z->out[z->n_out] = z->out[z->n_out - distance];
-        if (z->full)
-            return;
+        z->bad |= symbol > 285;
+        length   = symbol == 285 ? 258 : fo__step(z, (symbol - 257) % 32, 2) + 3;
+        symbol   = fo__symbol(z, &z->distance);
+        distance = fo__step(z, symbol % 32, 1) + 1;
+        z->bad |= symbol > 29 || distance > z->n_out - z->start;
+        for (; length > 0 && !z->bad && !z->full; length--) /* it may overlap what it makes */
+            fo__put(z, z->out[z->n_out - distance]);
     }
-}
-
-/* Back to whole bytes of input: what the bit buffer holds beyond them is returned. */
-static void fo__align_input(fo__inflate *z) {
-    z->in -= z->n_bits / 8;
-    z->bits   = 0;
-    z->n_bits = 0;
-}
-
-static void fo__inflate_stored(fo__inflate *z) {
-    size_t left, n = 0, fits;
-    fo__align_input(z);
-    left = (size_t)(z->in_end - z->in);
-    if (left >= 4)
-        n = fo__le32(z->in) & 0xFFFF;
-    if (left < 4 + n)
-        z->bad = fo__cut_short;
-    else if (fo__le32(z->in) >> 16 != (n ^ 0xFFFF))
-        z->bad = fo__damaged;
-    if (z->bad)
-        return;
-    fits    = FO__MIN(n, z->room - z->n_out);
-    z->full = fits < n;
-    memcpy(z->out + z->n_out, z->in + 4, fits);
-    z->n_out += fits;
-    z->in += 4 + n;
 }
 
 /* The two codes of a block, themselves written as code lengths in a third code. */
@@ -1973,107 +1863,80 @@ static void fo__inflate_dynamic(fo__inflate *z) {
                                             11, 4,  12, 3, 13, 2, 14, 1, 15};
     unsigned char length[320] = {0}, small[19] = {0};
     int n_literal = (int)fo__bits(z, 5) + 257, n_distance = (int)fo__bits(z, 5) + 1;
-    int n_small = (int)fo__bits(z, 4) + 4, i, n = n_literal + n_distance;
+    int n_small = (int)fo__bits(z, 4) + 4, i, repeat, n = n_literal + n_distance;
     for (i = 0; i < n_small; i++)
         small[order[i]] = (unsigned char)fo__bits(z, 3);
-    if (z->bad == NULL && !fo__huffman_init(&z->literal, small, 19))
-        z->bad = fo__damaged;
-    for (i = 0; i < n && z->bad == NULL;) {
-        int symbol = (int)fo__symbol(z, &z->literal), k = symbol - 16, repeat = 1;
+    z->bad |= fo__huffman_init(&z->literal, small, 19);
+    for (i = 0; i < n && !z->bad; i += repeat) {
+        int symbol = (int)fo__symbol(z, &z->literal), k = symbol - 16;
+        repeat = 1;
         if (k >= 0) /* 16 repeats the last length, 17 and 18 are runs of zeros */
             repeat = (k < 2 ? 3 : 11) + (int)fo__bits(z, k < 2 ? k + 2 : 7);
-        if ((k == 0 && i == 0) || repeat > n - i)
-            z->bad = fo__damaged;
-        else
+        z->bad |= (k == 0 && i == 0) || repeat > n - i;
+        if (!z->bad)
             memset(length + i, k < 0 ? symbol : k ? 0 : length[i - 1], (size_t)repeat);
-        i += repeat;
     }
-    if (z->bad == NULL && (n_literal > 286 || n_distance > 30 || length[256] == 0 ||
-                           !fo__huffman_init(&z->literal, length, n_literal) ||
-                           !fo__huffman_init(&z->distance, length + n_literal, n_distance)))
-        z->bad = fo__damaged;
+    z->bad |= n_literal > 286 || n_distance > 30 || length[256] == 0 ||
+              fo__huffman_init(&z->literal, length, n_literal) ||
+              fo__huffman_init(&z->distance, length + n_literal, n_distance);
 }
 
 static void fo__inflate_blocks(fo__inflate *z) {
-    unsigned char length[288 + 32];
-    unsigned      last = 0, kind;
+    unsigned char fixed[288 + 32];
+    uint32_t      last = 0, kind, n;
     while (!last && !z->bad && !z->full) {
         last = fo__bits(z, 1);
         kind = fo__bits(z, 2);
-        if (kind == 0) {
-            fo__drop(z, z->n_bits & 7);
-            fo__inflate_stored(z);
-            continue;
-        }
-        if (kind == 1) { /* the fixed codes */
-            memset(length, 8, 288);
-            memset(length + 144, 9, 112);
-            memset(length + 256, 7, 24);
-            memset(length + 288, 5, 32);
-            fo__huffman_init(&z->literal, length, 288);
-            fo__huffman_init(&z->distance, length + 288, 32);
-        } else if (kind == 2) {
-            fo__inflate_dynamic(z);
+        z->bad |= kind == 3;
+        if (kind == 0) { /* stored, from the next whole byte on */
+            fo__bits(z, z->n_bits & 7);
+            n = fo__bits(z, 16);
+            z->bad |= (n ^ fo__bits(z, 16)) != 0xFFFF;
+            for (; n > 0 && !z->bad && !z->full; n--)
+                fo__put(z, fo__bits(z, 8));
+        } else if (kind == 1) {
+            memset(fixed, 8, 288);
+            memset(fixed + 144, 9, 112);
+            memset(fixed + 256, 7, 24);
+            memset(fixed + 288, 5, 32);
+            fo__huffman_init(&z->literal, fixed, 288);
+            fo__huffman_init(&z->distance, fixed + 288, 32);
         } else {
-            z->bad = fo__damaged;
+            fo__inflate_dynamic(z);
         }
-        if (z->bad == NULL)
+        if (kind > 0 && !z->bad)
             fo__inflate_codes(z);
     }
-    fo__align_input(z);
-}
-
-/* Steps over the header of a gzip member; its name, comment and extra field are not needed. */
-static void fo__gzip_header(fo__inflate *z) {
-    const unsigned char *at   = z->in;
-    size_t               left = (size_t)(z->in_end - at), skip = 10;
-    int                  flags = left < 18 ? 0 : at[3], k;
-    if (left >= 2 && (at[0] != 0x1f || at[1] != 0x8b))
-        z->bad = "something else follows its gzip data";
-    else if (left >= 18 && (at[2] != 8 || (flags & 0xE0)))
-        z->bad = "its gzip header is of an unknown kind";
-    if (flags & 4)
-        skip += 2 + at[10] + 256 * (size_t)at[11];
-    for (k = 8; k <= 16; k *= 2) /* name and comment end with a zero byte */
-        if (flags & k)
-            while (skip < left && at[skip++] != 0) {}
-    skip += flags & 2 ? 2 : 0;
-    if (z->bad == NULL && left < FO__MAX(skip + 8, 18))
-        z->bad = left < 2 ? "something else follows its gzip data" : fo__cut_short;
-    z->in += z->bad ? 0 : skip;
 }
 
 /* Unpacks gzip members in z->in into z->out, at most z->room bytes. */
 static void fo__gunzip(fo__inflate *z) {
-    fo__crc crc;
-    fo__crc_init(&crc);
     do {
-        size_t n;
-        fo__gzip_header(z);
+        uint32_t name;
+        z->bad |= fo__bits(z, 16) != 0x8b1f || fo__bits(z, 8) != 8;
+        name = fo__bits(z, 8);
+        z->bad |= (name & ~8u) != 0; /* gzip writes nothing else */
+        fo__bits(z, 32);
+        fo__bits(z, 16);
+        while (name && fo__bits(z, 8) != 0) {}
         z->start = z->n_out;
-        if (z->bad == NULL)
-            fo__inflate_blocks(z);
+        fo__inflate_blocks(z);
         if (z->bad || z->full)
             return;
-        n = z->n_out - z->start;
-        if (z->in_end - z->in < 8)
-            z->bad = fo__cut_short;
-        else if (fo__crc32(&crc, 0, z->out + z->start, n) != fo__le32(z->in) ||
-                 (uint32_t)n != fo__le32(z->in + 4))
-            z->bad = "its checksum does not fit its content";
-        else
-            z->in += 8;
-    } while (z->bad == NULL && z->in < z->in_end);
+        fo__bits(z, z->n_bits & 7);
+        z->bad |= fo__bits(z, 32) != fo__crc32(0, z->out + z->start, z->n_out - z->start);
+        z->bad |= fo__bits(z, 32) != (uint32_t)(z->n_out - z->start);
+    } while (!z->bad && (z->n_bits > 0 || z->in < z->in_end));
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
+/* A file, all of it in memory. */
 typedef struct fo__source {
-    fo_context *fo;
-    const char *path;
-    FILE       *file;
-    size_t      size; /* of the file */
-    int         gzip;
+    fo_context    *fo;
+    const char    *path;
+    unsigned char *bytes;
+    size_t         size;
 } fo__source;
 
 /* "path: what is wrong with the file and what to do". */
@@ -2087,205 +1950,167 @@ static fo_result fo__reject(const fo__source *s, const char *format, ...) {
     return fo__fail(s->fo, FO_ERR_FORMAT, "%s: %s", s->path, what);
 }
 
-static fo_result fo__source_read(fo__source *s, void *out, size_t n) {
-    errno = 0;
-    if (fread(out, 1, n, s->file) == n)
-        return FO_OK;
-    return fo__fail(s->fo, FO_ERR_FILE, "%s: could not be read (%s)", s->path,
-                    errno ? strerror(errno) : "it became shorter meanwhile");
-}
-
-static fo_result fo__source_open(fo__source *s, fo_context *fo, const char *path) {
-    static const char *const kinds[] = {
-        NULL, NULL, "a folder, name a file in it", "a pipe or a device, save it to a file first"};
-    unsigned char magic[2] = {0, 0};
-    int64_t       size     = 0;
-    int           kind;
-    memset(s, 0, sizeof *s);
-    if (fo == NULL || path == NULL)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "the path of a file to read is NULL");
-    s->fo   = fo;
+/* Its bytes go to the arena. */
+static fo_result fo__source_read(fo__source *s, fo__arena *arena, const char *path) {
+    int64_t size = path ? fo__file_size(path) : FO__MISSING;
+    FILE   *file;
+    int     ok;
+    s->fo   = arena->fo;
     s->path = path;
-    errno   = 0;
-    kind    = fo__file_kind(path, &size);
-    if (kind > FO__REGULAR)
-        return fo__fail(fo, FO_ERR_FILE, "%s: is %s", path, kinds[kind]);
-    s->file = kind == FO__REGULAR ? fopen(path, "rb") : NULL;
-    if (s->file == NULL)
-        return fo__fail(fo, FO_ERR_FILE, "%s: cannot be opened (%s)", path, strerror(errno));
     s->size = fo__times(size, 1);
-    if (size < 2)
-        return fo__reject(s, size ? "has one byte, copy it again" : "is empty, copy it again");
-    if (fo__source_read(s, magic, 2) != FO_OK)
-        return FO_ERR_FILE;
-    s->gzip = magic[0] == 0x1f && magic[1] == 0x8b;
-    rewind(s->file);
-    return FO_OK;
+    if (path == NULL)
+        return fo__fail(s->fo, FO_ERR_ARGUMENT, "the path of a file to read is NULL");
+    if (size == FO__NO_FILE)
+        return fo__fail(s->fo, FO_ERR_FILE, "%s: is a folder, pipe or device: name a file", path);
+    if (size == FO__MISSING || (file = fopen(path, "rb")) == NULL)
+        return fo__fail(s->fo, FO_ERR_FILE, "%s: cannot be opened (%s)", path, strerror(errno));
+    errno    = 0;
+    s->bytes = (unsigned char *)fo__arena_alloc(arena, FO__MAX(s->size, 16)); /* zeros behind it */
+    ok       = s->bytes && fread(s->bytes, 1, s->size, file) == s->size;
+    if (s->bytes && !ok)
+        fo__fail(s->fo, FO_ERR_FILE, "%s: could not be read (%s)", path,
+                 strerror(errno ? errno : EIO));
+    fclose(file);
+    return ok && size == 0 ? fo__reject(s, "is empty, copy it again") : ok ? FO_OK : FO_ERR_FILE;
 }
 
-static void fo__source_close(fo__source *s) {
-    if (s->file)
-        fclose(s->file);
-}
-
-enum { FO__PEEK = 65536 }; /* bytes of content looked at to find its header */
-
-/* The first `room` bytes of the content, or all there are (*n), and whether there are more. Of a
-   packed file no more than `part` bytes are read: enough to look at its beginning. */
-static fo_result fo__source_fill(fo__source *s, size_t part, unsigned char *out, size_t room,
-                                 size_t *n, int *more) {
-    unsigned char *packed;
-    fo__inflate    z;
-    rewind(s->file);
-    if (!s->gzip) {
-        *n    = FO__MIN(room, s->size);
-        *more = s->size > room;
-        return fo__source_read(s, out, *n);
+/* The first `room` bytes of the content; *n is how many there are, room + 1 if there are more. */
+static fo_result fo__content(fo__source *s, unsigned char *out, size_t room, size_t *n) {
+    fo__inflate z;
+    if (s->bytes[0] != 0x1f || s->bytes[1] != 0x8b) {
+        *n = FO__MIN(room + 1, s->size);
+        memcpy(out, s->bytes, FO__MIN(room, s->size));
+        return FO_OK;
     }
-    part   = FO__MIN(part, s->size);
-    packed = (unsigned char *)fo__alloc(s->fo, part);
-    if (packed == NULL)
-        return FO_ERR_MEMORY;
     memset(&z, 0, sizeof z);
-    z.in     = packed;
-    z.in_end = packed + part;
+    z.in     = s->bytes;
+    z.in_end = s->bytes + s->size;
     z.out    = out;
     z.room   = room;
-    if (fo__source_read(s, packed, part) != FO_OK) {
-        fo__free(s->fo, packed);
-        return FO_ERR_FILE;
-    }
     fo__gunzip(&z);
-    fo__free(s->fo, packed);
-    *n    = z.n_out;
-    *more = z.full || (z.bad && part < s->size);
-    if (z.bad && part == s->size)
-        return fo__reject(s, "%s (after %lld unpacked bytes), copy it again", z.bad,
-                          (long long)z.n_out);
-    return FO_OK;
+    *n = z.n_out + (size_t)z.full;
+    return !z.bad ? FO_OK : fo__reject(s, "its gzip data are damaged or were cut short (after %lld "
+                                       "unpacked bytes), copy it again", (long long)z.n_out);
 }
 
-/* A cursor over the text of a header: Python literals in .npy, JSON in safetensors. */
-typedef struct fo__scan { char *at, *end; } fo__scan;
+/* A cursor over the text of a header: a Python literal in .npy, JSON in safetensors. Python also
+   knows single quotes, writes lists in () and may end them with a comma. `bad` is sticky. */
+typedef struct fo__scan {
+    char *at, *end;
+    int   python, bad;
+} fo__scan;
 
-static void fo__skip(fo__scan *s) {
+static int fo__next(fo__scan *s) { return s->at < s->end ? (unsigned char)*s->at++ : 0; }
+
+static int fo__accept(fo__scan *s, const char *word) {
+    size_t n = strlen(word);
     while (s->at < s->end && (*s->at == ' ' || *s->at == '\n' || *s->at == '\r' || *s->at == '\t'))
         s->at++;
-}
-
-static int fo__accept(fo__scan *s, char wanted) {
-    fo__skip(s);
-    if (s->at == s->end || *s->at != wanted)
+    if ((size_t)(s->end - s->at) < n || memcmp(s->at, word, n) != 0)
         return 0;
-    s->at++;
+    s->at += n;
     return 1;
 }
 
-/* Four hex digits, or 0: a zero byte would end the text, so it is refused like a bad digit. */
-static unsigned fo__hex4(fo__scan *s) {
-    unsigned value = 0;
-    int      k;
-    for (k = 0; k < 4; k++, s->at++) {
-        int c = s->at < s->end ? *s->at : 0;
-        if (c >= '0' && c <= '9')
-            c -= '0';
-        else if ((c | 32) >= 'a' && (c | 32) <= 'f')
-            c = (c | 32) - 'a' + 10;
-        else
-            return 0;
-        value = value << 4 | (unsigned)c;
-    }
-    return value;
+/* Is there an item number n in the list? Steps over its brackets and commas. */
+static int fo__item_at(fo__scan *s, const char *open, const char *close, int n) {
+    int comma = n > 0 && fo__accept(s, ",");
+    s->bad |= n == 0 && !fo__accept(s, open);
+    if (s->bad || ((!comma || s->python) && fo__accept(s, close)))
+        return 0;
+    s->bad |= n > 0 && !comma;
+    return !s->bad;
 }
 
-/* What follows a backslash, as UTF-8; returns the new end or NULL. Never longer than its source. */
-static char *fo__unescape(fo__scan *s, char *to) {
+/* What follows a backslash. \u is for control characters; others are written as they are, and 0
+   would end the text. */
+static int fo__escaped(fo__scan *s) {
     static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
-    const char *found = s->at < s->end && *s->at ? strchr(from, *s->at) : NULL;
-    unsigned    code, low;
-    int         shift;
-    if (found) {
-        s->at++;
-        *to++ = into[found - from];
-        return to;
+    static const char hex[]  = "0123456789abcdef";
+    int               c = fo__next(s), code = 0, k;
+    const char       *found = c ? strchr(from, c) : NULL;
+    if (found)
+        return into[found - from];
+    s->bad |= c != 'u';
+    for (k = 0; k < 4 && !s->bad; k++) {
+        c     = fo__next(s);
+        found = c ? strchr(hex, c < 'A' ? c : c | 32) : NULL;
+        s->bad |= found == NULL;
+        code = code << 4 | (found ? (int)(found - hex) : 0);
     }
-    if (s->at == s->end || *s->at++ != 'u')
-        return NULL;
-    code = fo__hex4(s);
-    if (code >= 0xD800 && code < 0xDC00 && s->end - s->at > 2 && *s->at++ == '\\' &&
-        *s->at++ == 'u') {
-        low  = fo__hex4(s);
-        code = low >= 0xDC00 && low < 0xE000 ? 0x10000 + ((code & 1023) << 10 | (low & 1023)) : 0;
-    }
-    if (code == 0 || (code >= 0xD800 && code < 0xE000))
-        return NULL;
-    if (code < 0x80) {
-        *to++ = (char)code;
-        return to;
-    }
-    shift = code < 0x800 ? 6 : code < 0x10000 ? 12 : 18;
-    *to++ = (char)((shift == 6 ? 0xC0 : shift == 12 ? 0xE0 : 0xF0) | code >> shift);
-    for (shift -= 6; shift >= 0; shift -= 6)
-        *to++ = (char)(0x80 | (code >> shift & 63));
-    return to;
+    s->bad |= code == 0 || code > 127;
+    return code;
 }
 
-/* A text in one of `quotes`, decoded in place and ended by a zero byte; NULL if there is none. */
-static char *fo__quoted(fo__scan *s, const char *quotes) {
-    char *text, *to, quote = *quotes;
-    if (!fo__accept(s, quote) && (quotes[1] == 0 || !fo__accept(s, quote = quotes[1])))
-        return NULL;
-    for (text = to = s->at; s->at < s->end && *s->at != quote;) {
-        char c = *s->at++;
-        if ((unsigned char)c < 32)
-            return NULL;
-        if (c != '\\')
-            *to++ = c;
-        else if ((to = fo__unescape(s, to)) == NULL)
-            return NULL;
+/* A quoted text and what must follow it, decoded in place and ended by a zero byte; "" if bad. */
+static const char *fo__quoted(fo__scan *s, const char *after) {
+    int   quote = s->python && fo__accept(s, "'") ? '\'' : '"', c;
+    char *text, *to;
+    s->bad |= quote == '"' && !fo__accept(s, "\"");
+    for (text = to = s->at; !s->bad && (c = fo__next(s)) != quote;) {
+        s->bad |= c < 32;
+        *to++ = (char)(c == '\\' ? fo__escaped(s) : c);
     }
-    if (s->at == s->end)
-        return NULL;
-    s->at++;
+    s->bad |= !fo__accept(s, after);
+    if (s->bad)
+        return "";
     *to = 0;
     return text;
 }
 
-static int fo__integer(fo__scan *s, int64_t *out) {
-    const char *first;
-    int64_t     value = 0;
-    fo__skip(s);
-    for (first = s->at; s->at < s->end && *s->at >= '0' && *s->at <= '9'; s->at++) {
-        int digit = *s->at - '0';
-        if (value > (INT64_MAX - digit) / 10 || (value == 0 && s->at > first))
-            return 0; /* too large, or written with a leading zero */
-        value = 10 * value + digit;
+/* A list of integers: the first `room` are kept, all are counted. */
+static int fo__integers(fo__scan *s, int64_t *out, int room) {
+    int n;
+    for (n = 0; fo__item_at(s, s->python ? "(" : "[", s->python ? ")" : "]", n); n++) {
+        int64_t value = 0;
+        int     c, digits;
+        fo__accept(s, "");
+        for (digits = 0; (c = fo__next(s)) >= '0' && c <= '9' && !s->bad; digits++) {
+            s->bad |= value > (INT64_MAX - (c - '0')) / 10 || (value == 0 && digits > 0);
+            value = s->bad ? 0 : 10 * value + (c - '0'); /* bad: too large or a leading zero */
+        }
+        s->bad |= digits == 0;
+        s->at -= c != 0;
+        if (n < room)
+            out[n] = value;
     }
-    *out = value;
-    return s->at > first;
+    return n;
 }
 
-/* A list of integers; the first `room` are kept, *n counts them all. */
-static int fo__integers(fo__scan *s, char open, char close, int64_t *out, int room, int *n) {
-    int64_t value;
-    *n = 0;
-    if (!fo__accept(s, open))
-        return 0;
-    if (fo__accept(s, close))
-        return 1;
-    for (;;) {
-        if (*n > 255 || !fo__integer(s, &value))
-            return 0;
-        if (*n < room)
-            out[*n] = value;
-        ++*n;
-        if (fo__accept(s, close))
-            return close == ']' || *n > 1; /* Python's (3) is a number, (3,) is a list */
-        if (!fo__accept(s, ','))
-            return 0;
-        if (close == ')' && fo__accept(s, close))
-            return 1;
+/* What a header tells about one array. Python: {'descr': '<f4', 'fortran_order': False, 'shape':
+   (2, 3), }, JSON: {"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}, both in any order. */
+typedef struct fo__record {
+    const char *type_text;
+    int         type; /* a fo_dtype, or FO__DTYPES: unknown */
+    int         rank, fortran;
+    int64_t     dim[4], span[2];
+    size_t      begin, end; /* of the values in the content */
+} fo__record;
+
+static void fo__read_record(fo__scan *s, fo__record *r) {
+    static const char *const keys[2][3] = {{"dtype", "shape", "data_offsets"},
+                                           {"descr", "shape", "fortran_order"}};
+    int seen = 0, n, k;
+    for (n = 0; fo__item_at(s, "{", "}", n); n++) {
+        const char *key = fo__quoted(s, ":");
+        for (k = 0; k < 3 && strcmp(key, keys[s->python][k]) != 0;)
+            k++;
+        s->bad |= k == 3 || (seen >> k & 1);
+        seen |= 1 << k;
+        if (k == 0)
+            r->type_text = fo__quoted(s, "");
+        else if (k == 1)
+            r->rank = fo__integers(s, r->dim, 4);
+        else if (!s->python)
+            s->bad |= fo__integers(s, r->span, 2) != 2;
+        else if (!fo__accept(s, "False"))
+            s->bad |= !(r->fortran = fo__accept(s, "True"));
     }
+    s->bad |= seen != 7;
+    for (k = 0; k < FO__DTYPES && !s->bad; k++)
+        if (strcmp(r->type_text, s->python ? fo__dtypes[k].npy : fo__dtypes[k].name) == 0)
+            break;
+    r->type = k;
 }
 
 /* ---- samples --------------------------------------------------------------------------------- */
@@ -2299,210 +2124,134 @@ struct fo_data {
     const void *rows;
 };
 
-typedef struct fo__header {
-    fo_dtype type;
-    int      rank;
-    int64_t  dim[4];
-    size_t   begin; /* of the values */
-    size_t   end;
-} fo__header;
+#define FO__PEEK ((size_t)65536) /* bytes of content looked at to find its header */
 
-/* One field of {'descr': '<f4', 'fortran_order': False, 'shape': (60000, 784), }. */
-static int fo__npy_field(fo__scan *scan, fo__header *h, char **type, int *fortran, int *seen) {
-    const char *key  = fo__quoted(scan, "'\"");
-    int         bit  = 0, ok = key && fo__accept(scan, ':');
-    size_t      left = (fo__skip(scan), (size_t)(scan->end - scan->at));
-    if (ok && strcmp(key, "descr") == 0) {
-        bit = 1;
-        ok  = (*type = fo__quoted(scan, "'\"")) != NULL;
-    } else if (ok && strcmp(key, "shape") == 0) {
-        bit = 2;
-        ok  = fo__integers(scan, '(', ')', h->dim, 4, &h->rank);
-    } else if (ok && strcmp(key, "fortran_order") == 0) {
-        bit      = 4;
-        *fortran = left > 4 && memcmp(scan->at, "True", 4) == 0;
-        ok       = *fortran || (left > 5 && memcmp(scan->at, "False", 5) == 0);
-        scan->at += !ok ? 0 : *fortran ? 4 : 5;
-    }
-    ok = ok && bit && !(*seen & bit);
-    *seen |= bit;
-    return ok;
-}
-
-static fo_result fo__parse_npy(fo__source *s, unsigned char *head, size_t n, fo__header *h) {
-    int      seen = 0, fortran = 0, ok, wide = n > 6 && head[6] > 1;
-    char    *type = NULL;
-    size_t   length;
-    fo__scan scan;
-    if (n < 12)
-        return fo__reject(s, "its .npy header was cut short, copy it again");
-    if (head[6] < 1 || head[6] > 3 || head[7] != 0)
-        return fo__reject(s, "is version %d.%d of .npy, known are 1 to 3: save it again", head[6],
-                          head[7]);
-    length   = wide ? fo__le32(head + 8) : fo__le32(head + 8) & 0xFFFF;
-    h->begin = wide ? 12 : 10;
-    if (length > n - h->begin)
-        return fo__reject(s, "its .npy header announces %lld bytes, %s", (long long)length,
-                          n < FO__PEEK ? "but there are fewer: it was cut short, copy it again"
-                                       : "more than 65536: save it as a plain array");
-    scan.at  = (char *)head + h->begin;
+/* The first n bytes of content begin with an .npy header. */
+static fo_result fo__parse_npy(fo__source *s, unsigned char *head, size_t n, fo__record *r) {
+    uint32_t length = 0;
+    fo__scan scan   = {NULL, NULL, 1, 0};
+    r->begin        = head[6] > 1 ? 12 : 10;
+    memcpy(&length, head + 8, r->begin - 8);
+    if (n < r->begin || length > n - r->begin)
+        return fo__reject(s, "its .npy header was cut short or is too long: copy it again");
+    scan.at  = (char *)head + r->begin;
     scan.end = scan.at + length;
-    h->begin += length;
-    ok = fo__accept(&scan, '{');
-    while (ok && !fo__accept(&scan, '}')) {
-        ok = fo__npy_field(&scan, h, &type, &fortran, &seen);
-        if (ok && !fo__accept(&scan, ',')) {
-            ok = fo__accept(&scan, '}');
-            break;
-        }
-    }
-    fo__skip(&scan);
-    if (!ok || seen != 7 || scan.at != scan.end)
-        return fo__reject(s, "its .npy header is damaged at byte %lld or not of a plain array, "
-                          "save it with numpy.save", (long long)(scan.at - (char *)head));
-    for (ok = 0; ok < FO__DTYPES && strcmp(type, fo__dtypes[ok].npy) != 0;)
-        ok++;
-    h->type = (fo_dtype)ok;
-    if (ok > FO_F64)
-        return fo__reject(s, "numbers of type '%.40s' are not read: save "
-                          "array.astype(numpy.float32) or, for labels, numpy.uint8", type);
-    if (fortran)
-        return fo__reject(s, "is in Fortran order: save numpy.ascontiguousarray(array)");
-    return FO_OK;
-}
-
-static fo_result fo__parse_idx(fo__source *s, const unsigned char *head, size_t n, fo__header *h) {
-    int k;
-    h->type  = FO_U8;
-    h->rank  = head[3];
-    h->begin = 4 + 4 * (size_t)h->rank;
-    if (head[2] != 8)
-        return fo__reject(s, "an IDX file of type 0x%02x, only unsigned bytes (0x08) are read: "
-                          "save it as .npy", head[2]);
-    for (k = 0; k < FO__MIN(h->rank, 4); k++)
-        h->dim[k] = n < h->begin ? 0 : (int64_t)fo__be32(head + 4 + 4 * k);
-    return n >= h->begin ? FO_OK : fo__reject(s, "its IDX header was cut short, copy it again");
+    r->begin += length;
+    fo__read_record(&scan, r);
+    fo__accept(&scan, "");
+    if (scan.bad || scan.at != scan.end || head[6] < 1 || head[6] > 3 || head[7] != 0)
+        return fo__reject(s, "its .npy header is damaged or not that of a plain array, versions 1 "
+                          "to 3 (byte %d): use numpy.save", (int)(scan.at - (char *)head));
+    if (r->type > FO_F64)
+        return fo__reject(s, "numbers of type '%.40s' are not read: save array.astype("
+                          "numpy.float32) or, for labels, numpy.uint8", r->type_text);
+    return !r->fortran ? FO_OK : fo__reject(s, "is in Fortran order: save "
+                                            "numpy.ascontiguousarray(array)");
 }
 
 /* Are the dimensions possible, and can this file hold what they announce? */
-static fo_result fo__check_header(fo__source *s, fo__header *h) {
-    size_t values = fo__dtypes[h->type].size;
-    int    k;
-    if (h->rank < 1 || h->rank > 4)
+static fo_result fo__read_header(fo__source *s, fo__arena *arena, fo__record *r) {
+    unsigned char *head   = (unsigned char *)fo__arena_alloc(arena, FO__PEEK);
+    fo_result      result = head ? FO_OK : FO_ERR_MEMORY;
+    size_t         n      = 0;
+    int            k;
+    if (head)
+        result = fo__content(s, head, FO__PEEK, &n);
+    if (result != FO_OK)
+        return result;
+    n = FO__MIN(n, FO__PEEK);
+    if (n > 10 && memcmp(head, "\x93NUMPY", 6) == 0)
+        result = fo__parse_npy(s, head, n, r);
+    else if (n > 4 && memcmp(head, "\0\0\x08", 3) == 0 && n >= 4 + 4 * (size_t)head[3]) { /* IDX */
+        r->rank  = head[3];
+        r->begin = 4 + 4 * (size_t)r->rank;
+        for (k = 4; k < FO__MIN((int)r->begin, 20); k++)
+            r->dim[k / 4 - 1] = r->dim[k / 4 - 1] << 8 | head[k];
+    } else
+        result = fo__reject(s, "starts with %02x %02x %02x: neither IDX of bytes (00 00 08) nor "
+                            ".npy, or cut short: use numpy.save", head[0], head[1], head[2]);
+    for (k = 0; k < FO__MIN(r->rank, 4) && result == FO_OK; k++)
+        if (r->dim[k] < 1 || (k && r->dim[k] > INT_MAX))
+            result = fo__reject(s, "dimension %d is %lld", k + 1, (long long)r->dim[k]);
+    if (result != FO_OK)
+        return result;
+    if (r->rank < 1 || r->rank > 4)
         return fo__reject(s, "has %d dimensions, needed are 1 (labels), 2 (N x D), 3 (N x H x W) "
-                          "or 4 (N x C x H x W)", h->rank);
-    for (k = 0; k < h->rank; k++) {
-        if (h->dim[k] < 1 || (k && h->dim[k] > INT_MAX))
-            return fo__reject(s, "dimension %d of %d is %lld, nothing can be learnt from that",
-                              k + 1, h->rank, (long long)h->dim[k]);
-        values = fo__times(h->dim[k], values);
-    }
-    h->end = values < SIZE_MAX / 8 ? h->begin + values : SIZE_MAX / 8;
-    /* DEFLATE cannot shrink anything more than 1032 times */
-    if (s->gzip ? h->end / 1032 > s->size : h->end > s->size)
-        return fo__reject(s, "the header announces %.0f bytes but the file has %lld: it was cut "
-                          "short, copy it again", (double)h->end, (long long)s->size);
+                          "or 4 (N x C x H x W)", r->rank);
+    n      = fo__array_bytes((fo_dtype)r->type, r->rank, r->dim);
+    r->end = r->begin + FO__MIN(n, SIZE_MAX / 8);
+    if (r->end / 1032 > s->size) /* DEFLATE cannot shrink anything more than that */
+        return fo__reject(s, "has %lld bytes, its header announces %.3g: it was cut short, copy it "
+                          "again", (long long)s->size, (double)r->end);
     return FO_OK;
 }
 
-static fo_result fo__read_header(fo__source *s, fo__header *h) {
-    unsigned char *head = (unsigned char *)fo__alloc(s->fo, FO__PEEK);
-    fo_result      result;
-    size_t         n;
-    int            more;
-    memset(h, 0, sizeof *h);
-    if (head == NULL)
-        return FO_ERR_MEMORY;
-    result = fo__source_fill(s, 2 * FO__PEEK, head, FO__PEEK, &n, &more);
-    if (result == FO_OK) {
-        if (n > 6 && memcmp(head, "\x93NUMPY", 6) == 0)
-            result = fo__parse_npy(s, head, n, h);
-        else if (n > 4 && head[0] == 0 && head[1] == 0)
-            result = fo__parse_idx(s, head, n, h);
-        else
-            result = fo__reject(s, "starts with %02x %02x %02x %02x: neither IDX nor .npy, convert "
-                                "it with numpy.save", head[0], head[1], head[2], head[3]);
+/* Number i of an array of U8, F16, F32 or F64, wherever it lies. */
+static double fo__value(fo_dtype type, const void *values, size_t i) {
+    const unsigned char *at = (const unsigned char *)values + i * fo__dtypes[type].size;
+    double               wide;
+    float                narrow;
+    int                  exponent;
+    switch (type) {
+    case FO_U8:  return *at;
+    case FO_F32: memcpy(&narrow, at, 4); return narrow;
+    case FO_F64: memcpy(&wide, at, 8); return wide;
+    default: /* half: 1 sign, 5 exponent and 10 fraction bits; NaN becomes infinite */
+        exponent = at[1] >> 2 & 31;
+        wide     = (at[1] & 3) << 8 | at[0];
+        wide     = exponent ? ldexp(1024 + wide, exponent - 25) : ldexp(wide, -24);
+        wide     = exponent == 31 ? HUGE_VAL : wide;
+        return at[1] & 0x80 ? -wide : wide;
     }
-    fo__free(s->fo, head);
-    return result == FO_OK ? fo__check_header(s, h) : result;
 }
 
-static double fo__value(fo_dtype type, const unsigned char *bytes, size_t i) {
-    double value;
-    float  narrow;
-    if (type == FO_F16)
-        return fo__half((unsigned)bytes[2 * i] | (unsigned)bytes[2 * i + 1] << 8);
-    if (type == FO_F64) {
-        memcpy(&value, bytes + 8 * i, 8);
-        return value;
-    }
-    memcpy(&narrow, bytes + 4 * i, 4);
-    return narrow;
-}
-
-/* File values into rows, in place: backwards, because a row may be wider than its source. */
-static fo_result fo__convert(fo__source *s, const fo__header *h, unsigned char *bytes, size_t n,
-                             size_t columns) {
-    const double largest = sizeof(fo_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
-    size_t       i, bad = n;
-    double       seen = 0;
-    for (i = n; i-- > 0;) {
-        double value = fo__value(h->type, bytes, i);
-        if (!(fabs(value) <= largest)) {
-            bad  = i;
-            seen = value;
-        } else if (h->type == FO_F64) {
-            memcpy(bytes + 8 * i, &value, 8);
-        } else {
-            float narrow = (float)value;
-            memcpy(bytes + 4 * i, &narrow, 4);
-        }
-    }
-    if (bad == n)
-        return FO_OK;
-    return fo__fail(s->fo, FO_ERR_NUMERIC, "%s: row %lld column %lld is %g, not a finite %d-bit "
-                    "number: repair it, e.g. with numpy.nan_to_num", s->path,
-                    (long long)(bad / columns), (long long)(bad % columns), seen,
-                    (int)(8 * sizeof(fo_real)));
-}
-
-static fo_result fo__read_values(fo__source *s, const fo__header *h, fo_data *data) {
-    int              more, is_row = h->rank == 2, is_image = h->rank > 2;
-    size_t           columns, values, got, room;
-    unsigned char   *bytes;
-    data->fo      = s->fo;
-    data->type    = h->type == FO_F16 ? FO_F32 : h->type;
-    data->count   = h->dim[0];
-    data->shape.c = is_row || h->rank == 4 ? (int)h->dim[1] : 1;
-    data->shape.h = is_image ? (int)h->dim[h->rank - 2] : 1;
-    data->shape.w = is_image ? (int)h->dim[h->rank - 1] : 1;
-    columns       = (size_t)fo_shape_count(data->shape);
-    values        = columns * (size_t)data->count;
-    room          = FO__MAX(h->end, values * fo__dtypes[data->type].size);
-    bytes         = (unsigned char *)fo__arena_alloc(&data->arena, room);
-    data->rows    = bytes;
+static fo_result fo__read_values(fo__source *s, const fo__record *r, fo_data *data) {
+    const double   largest = sizeof(fo_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
+    int            is_image = r->rank > 2;
+    size_t         size = r->end - r->begin, wider = r->type == FO_F16 ? size : 0, columns, got, i;
+    unsigned char *bytes = (unsigned char *)fo__arena_alloc(&data->arena, r->end + wider);
     if (bytes == NULL)
         return FO_ERR_MEMORY;
-    if (fo__source_fill(s, s->size, bytes, h->end, &got, &more) != FO_OK)
+    data->fo      = s->fo;
+    data->type    = r->type == FO_F16 ? FO_F32 : (fo_dtype)r->type;
+    data->count   = r->dim[0];
+    data->rows    = bytes;
+    data->shape.c = r->rank == 2 || r->rank == 4 ? (int)r->dim[1] : 1;
+    data->shape.h = is_image ? (int)r->dim[r->rank - 2] : 1;
+    data->shape.w = is_image ? (int)r->dim[r->rank - 1] : 1;
+    columns       = (size_t)fo_shape_count(data->shape);
+    if (fo__content(s, bytes, r->end, &got) != FO_OK)
         return FO_ERR_FORMAT;
-    if (got < h->end || more)
-        return fo__reject(s, "the header announces %lld bytes but there are %s: copy it again",
-                          (long long)h->end, more ? "more" : "fewer, it was cut short");
-    memmove(bytes, bytes + h->begin, h->end - h->begin);
-    return h->type == FO_U8 ? FO_OK : fo__convert(s, h, bytes, values, columns);
+    if (got != r->end)
+        return fo__reject(s, "its header announces %lld bytes, there are %s: copy it again",
+                          (long long)r->end, got > r->end ? "more" : "fewer, it was cut short");
+    memmove(bytes, bytes + r->begin, size);
+    for (i = size / 2; r->type == FO_F16 && i-- > 0;) { /* backwards: a float replaces two */
+        float wide = (float)fo__value(FO_F16, bytes, i);
+        memcpy(bytes + 4 * i, &wide, 4);
+    }
+    for (i = 0; r->type != FO_U8 && i < columns * (size_t)data->count; i++)
+        if (!(fabs(fo__value(data->type, bytes, i)) <= largest))
+            return fo__fail(s->fo, FO_ERR_NUMERIC, "%s: row %lld column %lld is %g: repair it, "
+                            "e.g. with numpy.nan_to_num", s->path, (long long)(i / columns),
+                            (long long)(i % columns), fo__value(data->type, bytes, i));
+    return FO_OK;
 }
 
 fo_data *fo_load(fo_context *fo, const char *path) {
+    fo__arena  arena = {fo, NULL};
     fo__source source;
-    fo__header header;
+    fo__record record;
     fo_data   *data = NULL;
-    if (fo__source_open(&source, fo, path) == FO_OK && fo__read_header(&source, &header) == FO_OK)
+    memset(&record, 0, sizeof record);
+    if (fo && fo__source_read(&source, &arena, path) == FO_OK &&
+        fo__read_header(&source, &arena, &record) == FO_OK)
         data = (fo_data *)fo__object(fo, sizeof *data);
-    if (data && fo__read_values(&source, &header, data) != FO_OK) {
+    if (data && fo__read_values(&source, &record, data) != FO_OK) {
         fo__object_free(data);
         data = NULL;
     }
-    fo__source_close(&source);
+    fo__arena_free(&arena);
     return data;
 }
 
@@ -2512,9 +2261,9 @@ fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t c
     fo_data *data;
     if (rows == NULL || (type != FO_U8 && type != FO_F32 && type != FO_F64) || count < 1 ||
         columns < 1 || count > INT64_MAX / 8 / columns) {
-        fo__fail(fo, FO_ERR_ARGUMENT, "fo_data_view: %lld samples of %dx%dx%d %s at %s: needed are "
-                 "U8, F32 or F64, sizes of at least 1 and rows", (long long)count, shape.c,
-                 shape.h, shape.w, fo_dtype_name(type), rows ? "rows" : "NULL");
+        fo__fail(fo, FO_ERR_ARGUMENT, "fo_data_view: %lld samples of %dx%dx%d %s: needed are rows "
+                 "of U8, F32 or F64", (long long)count, shape.c, shape.h, shape.w,
+                 fo_dtype_name(type));
         return NULL;
     }
     data = (fo_data *)fo__object(fo, sizeof *data);
@@ -2541,28 +2290,16 @@ fo_dtype fo_data_dtype(const fo_data *data) { return data ? data->type : FO_U8; 
 
 void fo_data_limit(fo_data *data, int64_t count) {
     if (data && count < 1)
-        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_limit: %lld samples, keep at least 1",
-                 (long long)count);
+        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_limit: keep at least 1 sample");
     else if (data)
         data->count = FO__MIN(data->count, count);
 }
 
 /* Row i as numbers; the caller has checked i. */
 static void fo__data_rows(const fo_data *data, int64_t i, fo_real *out) {
-    size_t n = (size_t)fo_shape_count(data->shape), first = n * (size_t)i, k;
-    if (data->type == FO_U8) {
-        const unsigned char *row = (const unsigned char *)data->rows + first;
-        for (k = 0; k < n; k++)
-            out[k] = row[k];
-    } else if (data->type == FO_F32) {
-        const float *row = (const float *)data->rows + first;
-        for (k = 0; k < n; k++)
-            out[k] = row[k];
-    } else {
-        const double *row = (const double *)data->rows + first;
-        for (k = 0; k < n; k++)
-            out[k] = (fo_real)row[k];
-    }
+    size_t n = (size_t)fo_shape_count(data->shape), k;
+    for (k = 0; k < n; k++)
+        out[k] = (fo_real)fo__value(data->type, data->rows, n * (size_t)i + k);
 }
 
 fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out) {
@@ -2577,506 +2314,283 @@ fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out) {
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-/* A file being written: into path.part, which becomes path when all of it is on disk. Only a
-   device (/dev/stdout) is written directly: renaming would replace the device itself. */
+/* A file being written: into path.part, which becomes path when all of it is on disk. After the
+   first failure nothing more is done, and fo__write_end reports it. */
 typedef struct fo__writer {
     fo_context *fo;
     const char *path;
-    char       *part; /* NULL for a device */
+    char       *part;
     FILE       *file;
-    int         error; /* errno of the first failure */
+    size_t      n; /* bytes so far */
+    fo_result   result;
 } fo__writer;
 
-/* Remembers why the first failing step failed. */
 static void fo__write_check(fo__writer *w, int ok) {
-    if (!ok && w->error == 0)
-        w->error = errno ? errno : EIO;
+    if (!ok && w->result == FO_OK)
+        w->result = fo__fail(w->fo, FO_ERR_FILE, "%s: could not be written (%s): check the folder "
+                             "and the free space", w->path, strerror(errno ? errno : EIO));
     errno = 0;
+}
+
+static void fo__write_begin(fo__writer *w, fo_context *fo, const char *path) {
+    memset(w, 0, sizeof *w);
+    w->fo   = fo;
+    w->path = path;
+    if (fo == NULL || path == NULL || *path == 0)
+        w->result = fo__fail(fo, FO_ERR_ARGUMENT, "the path of a file to write is missing");
+    else if ((w->part = (char *)fo__alloc(fo, strlen(path) + 6)) == NULL)
+        w->result = FO_ERR_MEMORY;
+    if (w->result != FO_OK)
+        return;
+    strcat(strcpy(w->part, path), ".part");
+    if (fo__file_size(path) == FO__NO_FILE || fo__file_size(w->part) == FO__NO_FILE)
+        w->result = fo__fail(fo, FO_ERR_FILE, "%s: it, or the same with .part, is a folder, pipe "
+                             "or device: name a file", path);
+    else
+        fo__write_check(w, (w->file = fopen(w->part, "wb")) != NULL);
+}
+
+static void fo__write(fo__writer *w, const void *bytes, size_t n) {
+    if (n && w->result == FO_OK)
+        fo__write_check(w, fwrite(bytes, 1, n, w->file) == n);
+    w->n += n;
+}
+
+FO__PRINTF(2, 3)
+static void fo__print(fo__writer *w, const char *format, ...) {
+    char    text[96];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fo__write(w, text, strlen(text));
 }
 
 static fo_result fo__write_end(fo__writer *w) {
     if (w->file) {
         fo__write_check(w, fflush(w->file) == 0);
         fo__write_check(w, fclose(w->file) == 0);
+        fo__write_check(w, w->result != FO_OK || fo__replace(w->part, w->path) == 0);
+        if (w->result != FO_OK)
+            remove(w->part);
     }
-#if defined(_WIN32)
-    if (w->part && !w->error)
-        remove(w->path); /* rename does not replace there */
-#endif
-    if (w->part && !w->error)
-        fo__write_check(w, rename(w->part, w->path) == 0);
-    if (w->part && w->file && w->error)
-        remove(w->part);
     fo__free(w->fo, w->part);
-    return !w->error ? FO_OK : fo__fail(w->fo, FO_ERR_FILE, "%s: could not be written (%s): check "
-                                        "the folder and the free space", w->path,
-                                        strerror(w->error));
+    return w->result;
 }
 
-static fo_result fo__write_begin(fo__writer *w, fo_context *fo, const char *path) {
-    int64_t size = 0;
-    int     kind;
-    memset(w, 0, sizeof *w);
-    if (fo == NULL || path == NULL || *path == 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "the path of a file to write is missing");
-    w->fo   = fo;
-    w->path = path;
-    kind    = fo__file_kind(path, &size);
-    if (kind == FO__FOLDER)
-        return fo__fail(fo, FO_ERR_FILE, "%s: is a folder, name a file in it", path);
-    if (kind != FO__DEVICE) {
-        w->part = (char *)fo__alloc(fo, strlen(path) + 6);
-        if (w->part == NULL)
-            return FO_ERR_MEMORY;
-        strcat(strcpy(w->part, path), ".part");
-        if (fo__file_kind(w->part, &size) > FO__REGULAR)
-            w->error = EEXIST;
-    }
-    errno = 0;
-    if (!w->error)
-        fo__write_check(w, (w->file = fopen(w->part ? w->part : path, "wb")) != NULL);
-    return w->error ? fo__write_end(w) : FO_OK;
-}
-
-static void fo__write(fo__writer *w, const void *bytes, size_t n) {
-    errno = 0;
-    if (n && !w->error)
-        fo__write_check(w, fwrite(bytes, 1, n, w->file) == n);
-}
-
-/* Bytes of an array, or SIZE_MAX if something about it is wrong, with the error recorded. */
-static size_t fo__array_bytes(fo_context *fo, const char *what, fo_dtype type, int rank,
-                              int max_rank, const int64_t *dim, const void *values) {
-    size_t bytes = fo_dtype_size(type);
-    int    k;
-    if (bytes == 0 || rank < 0 || rank > max_rank || (rank && dim == NULL))
-        bytes = SIZE_MAX;
-    for (k = 0; k < rank && bytes != SIZE_MAX; k++)
-        bytes = fo__times(dim[k], bytes);
-    if (bytes >= SIZE_MAX / 8 || (bytes && values == NULL)) {
-        fo__fail(fo, FO_ERR_ARGUMENT, "%.80s: needed are a number type, 0 to %d dimensions of "
-                 "possible sizes, and values", what ? what : "array without a name", max_rank);
-        return SIZE_MAX;
-    }
-    return bytes;
-}
-
-/* A header and numbers: all there is to an array file. */
-static fo_result fo__save(fo_context *fo, const char *path, const void *head, int n_head,
-                          const void *values, size_t bytes) {
-    fo__writer w;
-    fo_result  result = fo__write_begin(&w, fo, path);
-    if (result != FO_OK)
-        return result;
-    fo__write(&w, head, (size_t)n_head);
-    fo__write(&w, values, bytes);
-    return fo__write_end(&w);
+/* May this array be written? `what` is its name or the function's. */
+static fo_result fo__check_array(fo_context *fo, const char *what, fo_dtype type, int rank,
+                                 int max_rank, const int64_t *dim, const void *values) {
+    size_t bytes = SIZE_MAX;
+    if (rank >= 0 && rank <= max_rank && (rank == 0 || dim))
+        bytes = fo__array_bytes(type, rank, dim);
+    if (bytes < SIZE_MAX / 8 && (bytes == 0 || values))
+        return FO_OK;
+    return fo__fail(fo, FO_ERR_ARGUMENT, "%.80s: needed are a number type, 0 to %d dimensions of "
+                    "possible sizes, and values", what, max_rank);
 }
 
 fo_result fo_save_npy(fo_context *fo, const char *path, fo_dtype type, int rank,
                       const int64_t *dim, const void *values) {
-    size_t bytes = fo__array_bytes(fo, "fo_save_npy", type, rank, 8, dim, values);
-    char   head[320];
-    int    n, k;
-    if (bytes == SIZE_MAX)
-        return FO_ERR_ARGUMENT;
-    n = 10 + snprintf(head + 10, 80, "{'descr': '%s', 'fortran_order': False, 'shape': (",
-                      fo__dtypes[type].npy);
+    fo_result  result = fo__check_array(fo, "fo_save_npy", type, rank, 8, dim, values);
+    fo__writer w;
+    int        k;
+    if (result != FO_OK)
+        return result;
+    fo__write_begin(&w, fo, path);
+    fo__write(&w, "\x93NUMPY\x01\0\xf6", 10); /* with its end, the header has 256 bytes */
+    fo__print(&w, "{'descr': '%s', 'fortran_order': False, 'shape': (", fo__dtypes[type].npy);
     for (k = 0; k < rank; k++)
-        n += snprintf(head + n, 24, k + 1 < rank ? "%lld, " : rank == 1 ? "%lld," : "%lld",
-                      (long long)dim[k]);
-    n += snprintf(head + n, 8, "), }");
-    while ((n + 1) % 64)
-        head[n++] = ' ';
-    head[n++] = '\n';
-    memcpy(head, "\x93NUMPY\x01", 8);
-    head[8] = (char)((n - 10) & 255);
-    head[9] = (char)((n - 10) >> 8);
-    return fo__save(fo, path, head, n, values, bytes);
+        fo__print(&w, k + 1 < rank ? "%lld, " : rank == 1 ? "%lld," : "%lld", (long long)dim[k]);
+    fo__print(&w, "), }");
+    while (w.result == FO_OK && w.n < 255)
+        fo__print(&w, " ");
+    fo__print(&w, "\n");
+    fo__write(&w, values, fo__array_bytes(type, rank, dim));
+    return fo__write_end(&w);
 }
 
 fo_result fo_save_idx(fo_context *fo, const char *path, int rank, const int64_t *dim,
                       const unsigned char *values) {
-    size_t        bytes = fo__array_bytes(fo, "fo_save_idx", FO_U8, rank, 4, dim, values);
+    fo_result     result = fo__check_array(fo, "fo_save_idx", FO_U8, rank, 4, dim, values);
     unsigned char head[20] = {0, 0, 8, 0};
+    fo__writer    w;
     int           k;
-    if (bytes == SIZE_MAX)
-        return FO_ERR_ARGUMENT;
-    head[3] = (unsigned char)rank;
-    for (k = 0; k < rank; k++) {
+    for (k = 0; k < rank && result == FO_OK; k++) {
         if (dim[k] > UINT32_MAX)
-            return fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_idx: dimension %d is %lld, IDX ends at "
-                            "4294967295: use .npy", k + 1, (long long)dim[k]);
+            result = fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_idx: use .npy for large arrays");
         fo__set_be32(head + 4 + 4 * k, (uint32_t)dim[k]);
     }
-    return fo__save(fo, path, head, 4 + 4 * rank, values, bytes);
+    if (result != FO_OK)
+        return result;
+    head[3] = (unsigned char)rank;
+    fo__write_begin(&w, fo, path);
+    fo__write(&w, head, 4 + 4 * (size_t)rank);
+    fo__write(&w, values, fo__array_bytes(FO_U8, rank, dim));
+    return fo__write_end(&w);
 }
 
-/* ---- PNG: rows of pixels in a zlib stream, in checked chunks --------------------------------- */
-
-typedef struct fo__bit_writer {
-    unsigned char *at;
-    uint64_t       bits;
-    int            n;
-} fo__bit_writer;
-
-static void fo__put_bits(fo__bit_writer *b, unsigned value, int n) {
-    b->bits |= (uint64_t)value << b->n;
-    for (b->n += n; b->n >= 8; b->n -= 8, b->bits >>= 8)
-        *b->at++ = (unsigned char)b->bits;
+/* Closes a PNG chunk whose n bytes lie at at + 8; returns where the next one begins. */
+static unsigned char *fo__chunk(unsigned char *at, const char *type, size_t n) {
+    fo__set_be32(at, (uint32_t)n);
+    memcpy(at + 4, type, 4);
+    fo__set_be32(at + 8 + n, fo__crc32(0, at + 4, n + 4));
+    return at + 12 + n;
 }
 
-/* The fixed code of DEFLATE: 8 bits for most bytes, 9 for high ones, 7 for the short lengths. */
-static void fo__put_symbol(fo__bit_writer *b, unsigned symbol) {
-    int      n    = symbol < 144 ? 8 : symbol < 256 ? 9 : symbol < 280 ? 7 : 8;
-    unsigned code = symbol < 144   ? symbol + 48
-                    : symbol < 256 ? symbol + 256
-                    : symbol < 280 ? symbol - 256
-                                   : symbol - 88;
-    fo__put_bits(b, fo__reverse(code, n), n);
-}
-
-static void fo__put_match(fo__bit_writer *b, unsigned length, unsigned distance) {
-    unsigned symbol = 28, base;
-    int      extra;
-    while ((base = fo__match_length(symbol, &extra)) > length)
-        symbol--;
-    fo__put_symbol(b, symbol + 257);
-    fo__put_bits(b, length - base, extra);
-    for (symbol = 29; (base = fo__step(symbol, 1, &extra) + 1) > distance;)
-        symbol--;
-    fo__put_bits(b, fo__reverse(symbol, 5), 5);
-    fo__put_bits(b, distance - base, extra);
-}
-
-static uint32_t fo__hash4(const unsigned char *at) { return fo__le32(at) * 2654435761u >> 17; }
-
-/* One block of the fixed code. A table remembers where each hash of four bytes was seen last; a
-   match costs at most 36 bits for 4 bytes or more, so out needs n + n/8 + 16 bytes. */
-static unsigned char *fo__deflate(const unsigned char *in, size_t n, unsigned char *out,
-                                  size_t *last) {
-    fo__bit_writer b = {NULL, 0, 0};
-    size_t         i = 0, k;
-    b.at = out;
-    fo__put_bits(&b, 3, 3);
-    while (i < n) {
-        size_t length = 0, seen;
-        if (n - i >= 4) {
-            seen = last[fo__hash4(in + i)]; /* one more than the place; 0: never */
-            if (seen && i - (seen - 1) <= 32768)
-                while (length < 258 && i + length < n && in[seen - 1 + length] == in[i + length])
-                    length++;
-            if (length >= 4)
-                fo__put_match(&b, (unsigned)length, (unsigned)(i + 1 - seen));
-        }
-        if (length < 4) {
-            fo__put_symbol(&b, in[i]);
-            length = 1;
-        }
-        for (k = 0; k < length; k++, i++)
-            if (n - i >= 4)
-                last[fo__hash4(in + i)] = i + 1;
-    }
-    fo__put_symbol(&b, 256);
-    fo__put_bits(&b, 0, 7);
-    return b.at;
-}
-
-static uint32_t fo__adler32(const unsigned char *bytes, size_t n) {
-    uint32_t a = 1, b = 0;
-    size_t   i, end;
-    for (i = 0; i < n;) {
-        for (end = i + FO__MIN(n - i, 5552); i < end; i++) { /* the sums stay below 2^32 */
-            a += bytes[i];
-            b += a;
-        }
-        a %= 65521;
-        b %= 65521;
-    }
-    return b << 16 | a;
-}
-
-static void fo__write_chunk(fo__writer *w, const fo__crc *crc, const char *type,
-                            const unsigned char *bytes, size_t n) {
-    unsigned char number[4];
-    uint32_t      sum = fo__crc32(crc, fo__crc32(crc, 0, type, 4), bytes, n);
-    fo__set_be32(number, (uint32_t)n);
-    fo__write(w, number, 4);
-    fo__write(w, type, 4);
-    fo__write(w, bytes, n);
-    fo__set_be32(number, sum);
-    fo__write(w, number, 4);
-}
-
+/* PNG: rows of pixels in a zlib stream (RFC 1950), in checked chunks. Every row is a stored block
+   of its own: 5 bytes that say so, its filter (0, none), its pixels. */
 fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channels,
                       const unsigned char *pixels) {
-    const size_t   window = (size_t)1 << 15;
-    unsigned char  head[13] = {0}, *raw, *packed, *end;
-    size_t         row, n, *last;
+    unsigned char *png, *head, *data, *at;
+    uint64_t       a = 1, b = 0; /* the checksum: the sum of all bytes and the sum of all sums */
+    size_t         row, i;
     fo__writer     writer;
-    fo__crc        crc;
-    fo_result      result;
     int            y;
     if (fo == NULL || pixels == NULL || w < 1 || h < 1 || (channels != 1 && channels != 3) ||
-        (double)w * h * channels > 1e9)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_png: %dx%d pixels of %d channels: needed are "
-                        "1 or 3 channels, at most 1 GB and pixels", w, h, channels);
-    row    = (size_t)w * (size_t)channels;
-    n      = (row + 1) * (size_t)h;
-    raw    = (unsigned char *)fo__alloc(fo, n);
-    packed = (unsigned char *)fo__alloc(fo, n + n / 8 + 32);
-    last   = (size_t *)fo__alloc(fo, window * sizeof *last);
-    result = raw && packed && last ? fo__write_begin(&writer, fo, path) : FO_ERR_MEMORY;
-    if (result == FO_OK) {
-        for (y = 0; y < h; y++) /* every row begins with its filter: 0, none */
-            memcpy(raw + (size_t)y * (row + 1) + 1, pixels + (size_t)y * row, row);
-        packed[0] = 0x78, packed[1] = 1;
-        end = fo__deflate(raw, n, packed + 2, last);
-        fo__set_be32(end, fo__adler32(raw, n));
-        fo__set_be32(head, (uint32_t)w);
-        fo__set_be32(head + 4, (uint32_t)h);
-        head[8] = 8, head[9] = channels == 3 ? 2 : 0;
-        fo__crc_init(&crc);
-        fo__write(&writer, "\x89PNG\r\n\x1a\n", 8);
-        fo__write_chunk(&writer, &crc, "IHDR", head, 13);
-        fo__write_chunk(&writer, &crc, "IDAT", packed, (size_t)(end + 4 - packed));
-        fo__write_chunk(&writer, &crc, "IEND", head, 0);
-        result = fo__write_end(&writer);
+        w > 65534 / channels || (double)w * h * channels > 1e9)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_png: %dx%d pixels, %d channels: needed are 1 "
+                        "or 3 channels, at most 64 KB a row and 1 GB", w, h, channels);
+    row = (size_t)w * (size_t)channels;
+    png = (unsigned char *)fo__alloc(fo, (row + 6) * (size_t)h + 63);
+    if (png == NULL)
+        return FO_ERR_MEMORY;
+    memcpy(png, "\x89PNG\r\n\x1a\n", 8);
+    head = png + 8;
+    fo__set_be32(head + 8, (uint32_t)w);
+    fo__set_be32(head + 12, (uint32_t)h);
+    head[16] = 8, head[17] = channels == 3 ? 2 : 0;
+    data = fo__chunk(head, "IHDR", 13);
+    memcpy(data + 8, "\x78\x01", 2);
+    for (at = data + 10, y = 0; y < h; y++) {
+        *at++ = y + 1 == h; /* the last block */
+        at[0] = (unsigned char)(row + 1), at[1] = (unsigned char)((row + 1) >> 8);
+        at[2] = (unsigned char)~at[0], at[3] = (unsigned char)~at[1];
+        memcpy(at + 5, pixels + (size_t)y * row, row);
+        for (at += 4, i = 0; i <= row; i++) {
+            a += *at++;
+            b += a;
+        }
+        a %= 65521, b %= 65521;
     }
-    fo__free(fo, raw);
-    fo__free(fo, packed);
-    fo__free(fo, last);
-    return result;
+    fo__set_be32(at, (uint32_t)(b << 16 | a));
+    at = fo__chunk(fo__chunk(data, "IDAT", (size_t)(at + 4 - data - 8)), "IEND", 0);
+    fo__write_begin(&writer, fo, path);
+    fo__write(&writer, png, (size_t)(at - png));
+    fo__free(fo, png);
+    return fo__write_end(&writer);
 }
 
 /* ---- safetensors: the length of a JSON header, the header, the bytes of all arrays ----------- */
 
-#define FO__HEADER_MAX ((size_t)100000000)
+enum { FO__ARRAYS_MAX = 10000 }; /* everything is compared with everything: no more than that */
 
 struct fo_archive {
-    fo__arena   arena;
-    fo_array   *arrays;
-    fo_note    *notes;
-    int         count, n_notes;
+    fo__arena arena;
+    fo_array *arrays;
+    fo_note  *notes;
+    int       count, n_notes;
 };
 
-/* Where "data_offsets" puts an array, and what its "dtype" is called. */
-typedef struct fo__span {
-    int64_t     begin_end[2];
-    const char *type;
-    fo_array   *array;
-} fo__span;
-
-/* {"dtype":"F32","shape":[2,3],"data_offsets":[0,24]} in any order. */
-static int fo__parse_array(fo__scan *s, fo_array *array, fo__span *span) {
-    int seen = 0, n = 0, bit;
-    if (!fo__accept(s, '{'))
-        return 0;
-    do {
-        const char *key = fo__quoted(s, "\"");
-        if (key == NULL || !fo__accept(s, ':'))
-            return 0;
-        bit = strcmp(key, "dtype") == 0 ? 1 : strcmp(key, "shape") == 0 ? 2
-              : strcmp(key, "data_offsets") == 0 ? 4 : 0;
-        if (bit == 0 || (seen & bit) ||
-            (bit == 1 && (span->type = fo__quoted(s, "\"")) == NULL) ||
-            (bit == 2 && !fo__integers(s, '[', ']', array->dim, 4, &array->rank)) ||
-            (bit == 4 && (!fo__integers(s, '[', ']', span->begin_end, 2, &n) || n != 2)))
-            return 0;
-        seen |= bit;
-    } while (fo__accept(s, ','));
-    span->array = array;
-    return seen == 7 && fo__accept(s, '}');
+static size_t fo__bytes(const fo_array *array) {
+    return fo__array_bytes(array->type, array->rank, array->dim);
 }
 
-/* {"name":text or array, ...}: the notes, if span is NULL, or everything. */
-static int fo__parse_object(fo__scan *s, fo_archive *a, fo__span *span) {
-    if (!fo__accept(s, '{'))
-        return 0;
-    if (fo__accept(s, '}'))
-        return 1;
-    do {
-        const char *name = fo__quoted(s, "\"");
-        if (name == NULL || !fo__accept(s, ':'))
-            return 0;
-        if (span == NULL) {
-            a->notes[a->n_notes].key = name;
-            if ((a->notes[a->n_notes++].text = fo__quoted(s, "\"")) == NULL)
-                return 0;
-        } else if (strcmp(name, "__metadata__") == 0) {
-            if (a->n_notes || !fo__parse_object(s, a, NULL))
-                return 0;
-        } else {
-            a->arrays[a->count].name = name;
-            if (!fo__parse_array(s, &a->arrays[a->count], &span[a->count]))
-                return 0;
-            a->count++;
-        }
-    } while (fo__accept(s, ','));
-    return fo__accept(s, '}');
-}
-
-static int fo__by_text(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-static int fo__by_place(const void *a, const void *b) {
-    const int64_t *x = ((const fo__span *)a)->begin_end, *y = ((const fo__span *)b)->begin_end;
-    int            k = x[0] == y[0];
-    return (x[k] > y[k]) - (x[k] < y[k]);
-}
-
-/* The first text that occurs twice, or NULL; sorts the texts. */
-static const char *fo__twice(const char **text, size_t n) {
-    size_t i;
-    qsort(text, n, sizeof *text, fo__by_text);
-    for (i = 1; i < n; i++)
-        if (strcmp(text[i - 1], text[i]) == 0)
-            return text[i];
-    return NULL;
-}
-
-/* RFC 3629: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
-static int fo__is_utf8(const char *text) {
-    const unsigned char *at = (const unsigned char *)text;
-    while (*at) {
-        int lead = *at++, next = *at;
-        int more = lead < 0x80 ? 0 : lead < 0xC2 ? 9 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
-        if (more == 9 || lead > 0xF4 || (lead == 0xE0 && next < 0xA0) ||
-            (lead == 0xED && next > 0x9F) || (lead == 0xF0 && next < 0x90) ||
-            (lead == 0xF4 && next > 0x8F))
-            return 0;
-        for (; more > 0; more--)
-            if ((*at++ & 0xC0) != 0x80)
-                return 0;
-    }
-    return 1;
-}
-
-/* What is wrong with names and notes, or NULL; `text` has room for all of them. */
-static const char *fo__bad_names(const fo_array *array, int n, const fo_note *note, int n_notes,
-                                 const char **text) {
-    int i;
-    for (i = 0; i < n_notes; i++) {
-        text[i] = note[i].key;
-        if (!note[i].key || !note[i].text || !fo__is_utf8(note[i].key) ||
-            !fo__is_utf8(note[i].text))
-            return "a note is not UTF-8 text";
-    }
-    if (fo__twice(text, (size_t)n_notes))
-        return "two notes have the same key";
-    for (i = 0; i < n; i++) {
-        text[i] = array[i].name;
-        if (!array[i].name || !fo__is_utf8(array[i].name) || !strcmp(array[i].name, "__metadata__"))
-            return "the name of an array is not UTF-8 text or is __metadata__";
-    }
-    return fo__twice(text, (size_t)n) ? "two arrays have the same name" : NULL;
-}
-
-/* Arrays must fit their shapes and cover the n bytes of data without hole or overlap. */
-static fo_result fo__check_arrays(fo__source *s, fo_archive *a, fo__span *span, size_t n) {
-    int64_t end = 0;
-    int     i, k;
-    for (i = 0; i < a->count; i++) {
-        fo_array *array = &a->arrays[i];
-        int64_t   begin = span[i].begin_end[0], stop = span[i].begin_end[1];
-        size_t    bytes;
-        for (k = 0; k < FO__DTYPES && strcmp(span[i].type, fo__dtypes[k].name) != 0;)
-            k++;
-        if (k == FO__DTYPES || array->rank > 4)
-            return fo__reject(s, "array '%.80s' of type %.20s with %d dimensions is not read: save "
-                              "U8, F16, F32, F64, I32 or I64 with at most 4", array->name,
-                              span[i].type, array->rank);
-        bytes       = fo__dtypes[k].size;
-        array->type = (fo_dtype)k;
-        for (k = 0; k < array->rank; k++)
-            bytes = fo__times(array->dim[k], bytes);
-        if (begin > stop || (uint64_t)(stop - begin) != bytes)
-            return fo__reject(s, "array '%.80s' at %lld to %lld does not fit its shape",
-                              array->name, (long long)begin, (long long)stop);
-    }
-    qsort(span, (size_t)a->count, sizeof *span, fo__by_place);
-    for (i = 0; i < a->count && span[i].begin_end[0] == end; i++)
-        end = span[i].begin_end[1];
-    if (i == a->count && end == (int64_t)n)
-        return FO_OK;
-    return fo__reject(s, "%s%.80s should begin at byte %lld of %lld: cut short or damaged, copy it "
-                      "again", i < a->count ? "array " : "the end",
-                      i < a->count ? span[i].array->name : "", (long long)end, (long long)n);
-}
-
-/* Reads the data and points every array into it; an array at an odd place is moved out. */
-static fo_result fo__read_arrays(fo__source *s, fo_archive *a, const fo__span *span, size_t n) {
-    char *data = (char *)fo__arena_alloc(&a->arena, n + 1), *at;
-    int   i;
-    if (data == NULL)
-        return FO_ERR_MEMORY;
-    if (fo__source_read(s, data, n) != FO_OK)
-        return FO_ERR_FILE;
-    for (i = 0; i < a->count; i++) {
-        size_t bytes = (size_t)(span[i].begin_end[1] - span[i].begin_end[0]);
-        span[i].array->values = at = data + span[i].begin_end[0];
-        if ((size_t)(at - data) % fo__dtypes[span[i].array->type].size == 0)
-            continue;
-        span[i].array->values = fo__arena_alloc(&a->arena, bytes);
-        if (span[i].array->values == NULL)
-            return FO_ERR_MEMORY;
-        memcpy((void *)(uintptr_t)span[i].array->values, at, bytes);
+/* One array of the header; n bytes of data follow it. Arrays that do not overlap and have n bytes
+   together cover the data without a hole. */
+static fo_result fo__read_array(fo__source *s, fo__scan *scan, fo_archive *a, size_t n) {
+    fo_array  *array = &a->arrays[a->count++];
+    fo__record r;
+    int        i;
+    memset(&r, 0, sizeof r);
+    fo__read_record(scan, &r);
+    if (scan->bad)
+        return FO_OK; /* the caller tells */
+    if (r.type == FO__DTYPES || r.rank > 4)
+        return fo__reject(s, "array '%.80s' of type %.20s with %d dimensions is not read: save "
+                          "F32 with at most 4", array->name, r.type_text, r.rank);
+    array->type = (fo_dtype)r.type;
+    array->rank = r.rank;
+    memcpy(array->dim, r.dim, sizeof r.dim);
+    if (r.span[0] > r.span[1] || (uint64_t)r.span[1] > n ||
+        (size_t)(r.span[1] - r.span[0]) != fo__bytes(array))
+        return fo__reject(s, "array '%.80s' at %lld to %lld of %lld bytes does not fit its shape "
+                          "or was cut short: copy it again", array->name, (long long)r.span[0],
+                          (long long)r.span[1], (long long)n);
+    array->values = scan->end + r.span[0];
+    for (i = 0; i < a->count - 1; i++) {
+        const fo_array *other = &a->arrays[i];
+        const char     *begin = (const char *)other->values;
+        if (strcmp(array->name, other->name) == 0 ||
+            (begin < scan->end + r.span[1] && scan->end + r.span[0] < begin + fo__bytes(other)))
+            return fo__reject(s, "array '%.80s' has the same name or bytes as array '%.80s': "
+                              "damaged, copy it again", array->name, other->name);
     }
     return FO_OK;
 }
 
-static fo_result fo__read_archive(fo__source *s, fo_archive *a, const char ***text,
-                                  fo__span **span) {
-    unsigned char length[8];
-    size_t        n;
-    fo__scan      scan;
-    const char   *bad;
-    fo_result     result;
-    if (s->size < 8 || fo__source_read(s, length, 8) != FO_OK || fo__le64(length) < 2 ||
-        fo__le64(length) > FO__MIN(s->size - 8, FO__HEADER_MAX))
-        return fo__reject(s, "its %lld bytes are not a whole safetensors file: there is no header",
-                          (long long)s->size);
-    n = (size_t)fo__le64(length); /* an array takes 49 bytes of it or more, a note 6 */
-    scan.at   = (char *)fo__arena_alloc(&a->arena, n);
-    a->arrays = (fo_array *)fo__arena_alloc(&a->arena, (n / 49 + 1) * sizeof(fo_array));
-    a->notes  = (fo_note *)fo__arena_alloc(&a->arena, (n / 6 + 1) * sizeof(fo_note));
-    *text     = (const char **)fo__alloc(s->fo, (n / 6 + 1) * sizeof **text);
-    *span     = (fo__span *)fo__alloc(s->fo, (n / 49 + 1) * sizeof **span);
-    if (!scan.at || !a->arrays || !a->notes || !*text || !*span)
+static fo_result fo__read_archive(fo__source *s, fo_archive *a) {
+    fo_result result = FO_OK;
+    fo__scan  scan   = {NULL, NULL, 0, 0};
+    uint64_t  length;
+    size_t    n, used = 0;
+    int       i, k;
+    memcpy(&length, s->bytes, 8);
+    if (s->size < 10 || length < 2 || length > s->size - 8)
+        return fo__reject(s, "has no safetensors header: it is of another kind or was cut short");
+    a->arrays = (fo_array *)fo__arena_alloc(&a->arena, FO__ARRAYS_MAX * sizeof *a->arrays);
+    a->notes  = (fo_note *)fo__arena_alloc(&a->arena, FO__ARRAYS_MAX * sizeof *a->notes);
+    if (!a->arrays || !a->notes)
         return FO_ERR_MEMORY;
-    scan.end = scan.at + n;
-    result   = fo__source_read(s, scan.at, n);
+    scan.at  = (char *)s->bytes + 8;
+    scan.end = scan.at + length;
+    n        = s->size - 8 - (size_t)length;
+    scan.bad = *scan.at != '{';
+    for (i = 0; result == FO_OK && fo__item_at(&scan, "{", "}", i); i++) {
+        const char *name = fo__quoted(&scan, ":");
+        scan.bad |= a->count == FO__ARRAYS_MAX;
+        if (strcmp(name, "__metadata__") != 0 && !scan.bad) {
+            a->arrays[a->count].name = name;
+            result                   = fo__read_array(s, &scan, a, n);
+            continue;
+        }
+        scan.bad |= a->n_notes > 0;
+        for (k = 0; fo__item_at(&scan, "{", "}", k); k++, a->n_notes++) {
+            const char *key = fo__quoted(&scan, ":"), *text = fo__quoted(&scan, "");
+            scan.bad |= k == FO__ARRAYS_MAX - 1 || fo_archive_note(a, key);
+            a->notes[k].key  = key;
+            a->notes[k].text = text;
+        }
+    }
     if (result != FO_OK)
         return result;
-    bad = *scan.at == '{' && fo__parse_object(&scan, a, *span) ? NULL : "it is not the right JSON";
-    fo__skip(&scan);
-    bad = bad == NULL && scan.at != scan.end ? "more text follows it" : bad;
-    bad = bad ? bad : fo__bad_names(a->arrays, a->count, a->notes, a->n_notes, *text);
-    if (bad)
-        return fo__reject(s, "its header is damaged at or before byte %lld: %s",
-                          (long long)(8 + n) - (scan.end - scan.at), bad);
-    n      = s->size - 8 - n;
-    result = fo__check_arrays(s, a, *span, n);
-    return result == FO_OK ? fo__read_arrays(s, a, *span, n) : result;
+    fo__accept(&scan, "");
+    if (scan.bad || scan.at != scan.end)
+        return fo__reject(s, "its JSON header is damaged, has two notes of the same key or more "
+                          "than 10000, at or before byte %d", (int)(scan.at - (char *)s->bytes));
+    for (i = 0; i < a->count; i++) {
+        fo_array *array = &a->arrays[i];
+        size_t    bytes = fo__bytes(array);
+        used += bytes;
+        if ((uintptr_t)array->values % fo__dtypes[array->type].size) { /* C wants even places */
+            void *even = fo__arena_alloc(&a->arena, bytes);
+            if (even == NULL)
+                return FO_ERR_MEMORY;
+            array->values = memcpy(even, array->values, bytes);
+        }
+    }
+    return used == n ? FO_OK : fo__reject(s, "its arrays have %lld bytes of %lld: damaged, copy it "
+                                          "again", (long long)used, (long long)n);
 }
 
 fo_archive *fo_archive_open(fo_context *fo, const char *path) {
-    fo__source   source;
-    fo_archive  *archive = NULL;
-    const char **text    = NULL;
-    fo__span    *span    = NULL;
-    if (fo__source_open(&source, fo, path) == FO_OK)
-        archive = (fo_archive *)fo__object(fo, sizeof *archive);
-    if (archive && fo__read_archive(&source, archive, &text, &span) != FO_OK) {
+    fo_archive *archive = (fo_archive *)fo__object(fo, sizeof *archive);
+    fo__source  source;
+    if (archive && (fo__source_read(&source, &archive->arena, path) != FO_OK ||
+                    fo__read_archive(&source, archive) != FO_OK)) {
         fo__object_free(archive);
         archive = NULL;
     }
-    if (fo) {
-        fo__free(fo, (void *)text);
-        fo__free(fo, span);
-    }
-    fo__source_close(&source);
     return archive;
 }
 
@@ -3104,145 +2618,115 @@ const char *fo_archive_note(const fo_archive *archive, const char *key) {
     return NULL;
 }
 
-/* Text that is written twice: once without room, to learn its length, then for good. */
-typedef struct fo__text {
-    char  *at;
-    size_t used, room;
-} fo__text;
-
-FO__PRINTF(2, 3)
-static void fo__add(fo__text *t, const char *format, ...) {
-    char    small[96];
-    va_list args;
-    size_t  n;
-    va_start(args, format);
-    n = (size_t)vsnprintf(small, sizeof small, format, args);
-    va_end(args);
-    if (t->used + n <= t->room)
-        memcpy(t->at + t->used, small, n);
-    t->used += n;
-}
-
-static void fo__add_quoted(fo__text *t, const char *text) {
-    fo__add(t, "\"");
+static void fo__print_quoted(fo__writer *w, const char *text, const char *after) {
+    fo__print(w, "\"");
     for (; *text; text++)
         if ((unsigned char)*text < 32)
-            fo__add(t, "\\u%04x", (unsigned)*text);
+            fo__print(w, "\\u%04x", (unsigned)*text);
         else
-            fo__add(t, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
-    fo__add(t, "\"");
+            fo__print(w, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+    fo__print(w, "\"%s", after);
 }
 
-/* Wide numbers lie first, so that every array is aligned; the header keeps the given order. */
-static void fo__add_header(fo__text *t, const fo_array *array, int n, const fo_note *note,
-                           int n_notes, int64_t *begin, const int64_t *bytes) {
-    int64_t end = 0;
-    size_t  size;
-    int     i, k;
-    for (size = 8; size > 0; size /= 2)
-        for (i = 0; i < n; i++)
-            if (fo__dtypes[array[i].type].size == size) {
-                begin[i] = end;
-                end += bytes[i];
-            }
-    fo__add(t, n_notes ? "{\"__metadata__\":{" : "{");
+/* Wide numbers lie first, so that every array is aligned. */
+static void fo__write_arrays(fo__writer *w, const fo_array *arrays, int n, const fo_note *notes,
+                             int n_notes) {
+    const char *comma = "";
+    uint64_t    length = 0;
+    int64_t     end    = 0;
+    size_t      size;
+    int         i, k;
+    fo__write(w, &length, 8);
+    fo__print(w, n_notes ? "{\"__metadata__\":{" : "{");
     for (i = 0; i < n_notes; i++) {
-        fo__add(t, i ? "," : "");
-        fo__add_quoted(t, note[i].key);
-        fo__add(t, ":");
-        fo__add_quoted(t, note[i].text);
+        fo__print_quoted(w, notes[i].key, ":");
+        fo__print_quoted(w, notes[i].text, i + 1 < n_notes ? "," : n ? "}," : "}");
     }
-    fo__add(t, n_notes ? n ? "}," : "}" : "");
-    for (i = 0; i < n; i++) {
-        fo__add_quoted(t, array[i].name);
-        fo__add(t, ":{\"dtype\":\"%s\",\"shape\":[", fo__dtypes[array[i].type].name);
-        for (k = 0; k < array[i].rank; k++)
-            fo__add(t, k ? ",%lld" : "%lld", (long long)array[i].dim[k]);
-        fo__add(t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)begin[i],
-                (long long)(begin[i] + bytes[i]), i + 1 < n ? "," : "");
-    }
-    fo__add(t, "}");
-    while (t->used % 8)
-        fo__add(t, " ");
-}
-
-static fo_result fo__write_archive(fo_context *fo, const char *path, const fo_array *array, int n,
-                                   const fo__text *header, const int64_t *bytes) {
-    unsigned char length[8] = {0};
-    size_t        size;
-    fo__writer    w;
-    fo_result     result;
-    int           i;
-    result = fo__write_begin(&w, fo, path);
-    if (result != FO_OK)
-        return result;
-    for (i = 0; i < 4; i++)
-        length[i] = (unsigned char)(header->used >> 8 * i);
-    fo__write(&w, length, 8);
-    fo__write(&w, header->at, header->used);
+    for (size = 8; size > 0; size /= 2)
+        for (i = 0; i < n; i++) {
+            if (fo__dtypes[arrays[i].type].size != size)
+                continue;
+            fo__print(w, "%s", comma);
+            fo__print_quoted(w, arrays[i].name, ":{\"dtype\":");
+            fo__print(w, "\"%s\",\"shape\":[", fo__dtypes[arrays[i].type].name);
+            for (k = 0; k < arrays[i].rank; k++)
+                fo__print(w, k ? ",%lld" : "%lld", (long long)arrays[i].dim[k]);
+            fo__print(w, "],\"data_offsets\":[%lld,", (long long)end);
+            end += (int64_t)fo__bytes(&arrays[i]);
+            fo__print(w, "%lld]}", (long long)end);
+            comma = ",";
+        }
+    fo__print(w, "}%.*s", 7 - (int)(w->n % 8), "       ");
+    length = w->n - 8;
     for (size = 8; size > 0; size /= 2)
         for (i = 0; i < n; i++)
-            if (fo__dtypes[array[i].type].size == size)
-                fo__write(&w, array[i].values, (size_t)bytes[i]);
-    return fo__write_end(&w);
+            if (fo__dtypes[arrays[i].type].size == size)
+                fo__write(w, arrays[i].values, fo__bytes(&arrays[i]));
+    if (w->result == FO_OK)
+        fo__write_check(w, fseek(w->file, 0, SEEK_SET) == 0);
+    fo__write(w, &length, 8);
 }
 
 fo_result fo_archive_save(fo_context *fo, const char *path, const fo_array *arrays, int n,
                           const fo_note *notes, int n_notes) {
-    fo__text     header = {NULL, 0, 0};
-    fo_result    result = FO_ERR_MEMORY;
-    int64_t     *begin;
-    const char **text, *bad;
-    int          i;
-    if (fo == NULL || n < 0 || n_notes < 0 || (n && !arrays) || (n_notes && !notes))
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_archive_save: %d arrays and %d notes: one is NULL "
-                        "or negative", n, n_notes);
-    begin  = (int64_t *)fo__alloc(fo, 2 * (size_t)n * sizeof *begin + 1);
-    text   = (const char **)fo__alloc(fo, (size_t)FO__MAX(n, n_notes) * sizeof *text + 1);
-    if (begin && text) {
-        bad    = fo__bad_names(arrays, n, notes, n_notes, text);
-        result = bad ? fo__fail(fo, FO_ERR_ARGUMENT, "fo_archive_save: %s", bad) : FO_OK;
+    fo_result  result = FO_OK;
+    fo_archive seen;
+    fo__writer w;
+    int        bad = fo == NULL || n < 0 || n_notes < 0 || (n && !arrays) || (n_notes && !notes) ||
+              n > FO__ARRAYS_MAX || n_notes >= FO__ARRAYS_MAX;
+    memset(&seen, 0, sizeof seen);
+    seen.arrays = (fo_array *)(uintptr_t)arrays; /* only read */
+    seen.notes  = (fo_note *)(uintptr_t)notes;
+    for (; !bad && seen.n_notes < n_notes; seen.n_notes++)
+        bad = !notes[seen.n_notes].key || !notes[seen.n_notes].text ||
+              fo_archive_note(&seen, notes[seen.n_notes].key);
+    for (; !bad && result == FO_OK && seen.count < n; seen.count++) {
+        const fo_array *a = &arrays[seen.count];
+        bad = !a->name || !strcmp(a->name, "__metadata__") || fo_archive_find(&seen, a->name);
+        if (!bad)
+            result = fo__check_array(fo, a->name, a->type, a->rank, 4, a->dim, a->values);
     }
-    for (i = 0; i < n && result == FO_OK; i++) {
-        size_t bytes = fo__array_bytes(fo, arrays[i].name, arrays[i].type, arrays[i].rank, 4,
-                                       arrays[i].dim, arrays[i].values);
-        begin[n + i] = (int64_t)bytes;
-        result       = bytes == SIZE_MAX ? FO_ERR_ARGUMENT : FO_OK;
-    }
-    if (result == FO_OK) {
-        fo__add_header(&header, arrays, n, notes, n_notes, begin, begin + n);
-        if (header.used > FO__HEADER_MAX)
-            result = fo__fail(fo, FO_ERR_ARGUMENT, "%s: names and notes exceed 100 MB", path);
-    }
-    if (result == FO_OK) {
-        header.room = header.used;
-        header.used = 0;
-        header.at   = (char *)fo__alloc(fo, header.room);
-        result      = header.at ? FO_OK : FO_ERR_MEMORY;
-    }
-    if (result == FO_OK) {
-        fo__add_header(&header, arrays, n, notes, n_notes, begin, begin + n);
-        result = fo__write_archive(fo, path, arrays, n, &header, begin + n);
-    }
-    fo__free(fo, header.at);
-    fo__free(fo, begin);
-    fo__free(fo, (void *)text);
-    return result;
+    if (bad)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_archive_save: of %d arrays and %d notes one "
+                        "has no name, that of another or __metadata__", n, n_notes);
+    if (result != FO_OK)
+        return result;
+    fo__write_begin(&w, fo, path);
+    fo__write_arrays(&w, arrays, n, notes, n_notes);
+    return fo__write_end(&w);
 }
 
-/* ---- metrics --------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>metrics       how well do scores tell OOD samples from the others?
+
+   Invariants equal scores are one step of every curve: the order of samples changes nothing
+   Cost       one sort of all scores
+   ============================================================================================= */
 
 typedef struct fo__score {
     double  score;
     int64_t ood;
 } fo__score;
 
-static int fo__by_score(const void *a, const void *b) {
-    double x = ((const fo__score *)a)->score, y = ((const fo__score *)b)->score;
-    return (x > y) - (x < y);
+/* Heap sort: n log n for any input and no memory; qsort promises neither. Every root sinks to its
+   place, from the middle up; then the largest score moves behind the heap, again and again. */
+static void fo__sort(fo__score *at, int64_t n) {
+    int64_t root = n / 2, heap = n, i, child;
+    while (heap > 1) {
+        fo__score sinking = root > 0 ? at[--root] : at[--heap];
+        if (heap < n)
+            at[heap] = at[0];
+        for (i = root; (child = 2 * i + 1) < heap; i = child) {
+            child += child + 1 < heap && at[child].score < at[child + 1].score;
+            if (sinking.score >= at[child].score)
+                break;
+            at[i] = at[child];
+        }
+        at[i] = sinking;
+    }
 }
 
-/* Walks n sorted scores from `at` by `step`, most positive first; equal scores are one step. */
+/* Walks n sorted scores from `at` by `step`, most positive first. */
 static void fo__curve(const fo__score *at, int step, int64_t n, int64_t positive, int64_t n_pos,
                       double *precision, double *area, double *fpr95) {
     const double p = (double)n_pos, q = (double)(n - n_pos);
@@ -3266,8 +2750,8 @@ static void fo__curve(const fo__score *at, int step, int64_t n, int64_t positive
 
 fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const double *ood,
                      int64_t n_ood, fo_metrics *out) {
-    int64_t    n = n_in + n_ood, i;
-    double     unused;
+    int64_t   n = n_in + n_ood, i;
+    double    unused;
     fo__score *all;
     if (fo == NULL || !in || !ood || !out || n_in < 1 || n_ood < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_measure: %lld scores in and %lld out of "
@@ -3276,13 +2760,13 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
     if (all == NULL)
         return FO_ERR_MEMORY;
     for (i = 0; i < n; i++) {
-        all[i].ood   = i >= n_in;
+        all[i].ood = i >= n_in;
         all[i].score = i < n_in ? in[i] : ood[i - n_in];
         if (all[i].score != all[i].score)
             break;
     }
     if (i == n) {
-        qsort(all, (size_t)n, sizeof *all, fo__by_score);
+        fo__sort(all, n);
         fo__curve(all, 1, n, 0, n_in, &out->aupr_in, &unused, &unused);
         fo__curve(all + n - 1, -1, n, 1, n_ood, &out->aupr_out, &out->auroc, &out->fpr95);
     }

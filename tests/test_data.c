@@ -3,6 +3,7 @@
    Python. Usage: test_data [folder for temporary files] */
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include "test.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <signal.h>
@@ -12,18 +13,7 @@
 #define POSIX 0
 #endif
 
-static int         passed, failed;
-static const char *folder = ".";
-
-#define CHECK(ok)                                                                                  \
-    do {                                                                                           \
-        if (ok) {                                                                                  \
-            passed++;                                                                              \
-        } else {                                                                                   \
-            failed++;                                                                              \
-            printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #ok);                                \
-        }                                                                                          \
-    } while (0)
+static const char *folder = "build";
 
 static const char npy_u1[] =
     "\223NUMPY\001\000v\000{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3, 2, 2), }   "
@@ -100,27 +90,6 @@ static const char gz_fixed[] =
     "\303\305\301\305\010\000\225\375\253\374\264\001\000\000";
 enum { gz_fixed_size = sizeof gz_fixed - 1 };
 
-static const char gz_flags[] =
-    "\037\213\010\036\000\000\000\000\000\003\005\000extran\000comment\000\277\231\205\312I\016"
-    "\0021\014\005\321o;\036;I\253\025\304 6\210\373\037\222\334\200\222\336\256\200\020\000}"
-    "\323\315[\312Yj\326\004\026\244\016I\201\234\375sge~\215\366t\267\3054\003\007\021\314K2"
-    "\254za\356\357\030\373\312%S2\245\332E\232\274f\205C\265\204\244\277\011\227xQL\374o\\\200"
-    ")\253\214\362^mMz\241\3309\374\301N \360-m\372\251t|\177xZ\313\007\310\000\000\000\037\213"
-    "\010\000\000\000\000\000\000\003\003\000\000\000\000\000\000\000\000\000\037\213\010\000"
-    "\000\000\000\000\000\003\001\354\000\023\377\012\015\011\001\022\002\005\016\013 \000\023"
-    "\015\002\006\014\025\030\014\004\010\000\017\026\013\003\006\007\002\006\001\016\005\002"
-    "\004\000\003\011\003\001\007\006\017\006\015\010\004\004\004\030\005\003\020\011\010\015"
-    "\001\002\002\023\025\007\022\007\004\003\004\000\002\010\010\005\012\000\005\002\012\007"
-    "\025\014\000\020\000\000\012\012\007\003\035%\010\010\012\000\025\007\012\005\003\005\012"
-    "\005\002\010\020\002\012\014\001\011\001\003\011\010\025\003\007\001\005\010\001\003\021"
-    "\000\003\013\003\021\007\011\004\001\020\000\024\020\000\007\012\004\002\014\013\002\006"
-    "\013\015\000\005\020\007\000\005\023\033\003\015\007\017\005\002\007\000\011\006\012\000"
-    "\024\012\004\012\004\011\014\006\005\010\014\010\000\000\016\010\016\005\010\031\024\006"
-    "\020\020\016\006\014\010\006\001\022\000\013\012\002\001\015\006\011\010\011\001\003\002"
-    "\024\002\002\012\010\020\006\005\027\023\006\013\004\016\014\033\011\016\003\016\014\012"
-    "\010\012\0012\077Qk\354\000\000\000";
-enum { gz_flags_size = sizeof gz_flags - 1 };
-
 static const char st_golden[] =
     " \002\000\000\000\000\000\000{\"__metadata__\":{\"empty\":\"\",\"spec\":\"line \\\"1\\\"\\"
     "n\\tline \\\\2\\\\ \303\251 \360\237\230\200\\u0001\"},\"long\":{\"dtype\":\"I64\",\"shape"
@@ -175,7 +144,7 @@ static const char *temp(const char *name) {
 
 static const char *put(const char *name, const void *bytes, size_t n) {
     const char *path = temp(name);
-    FILE       *file = fopen(path, "wb");
+    FILE       *file = (remove(path), fopen(path, "wb")); /* a new file is faster than an old one */
     if (file == NULL || fwrite(bytes, 1, n, file) != n || fclose(file) != 0) {
         printf("cannot write %s\n", path);
         exit(2);
@@ -215,6 +184,16 @@ static int is_shape(const fo_data *data, int c, int h, int w) {
 }
 
 /* ---- tests ----------------------------------------------------------------------------------- */
+
+static uint64_t header_of(const unsigned char *bytes) {
+    uint64_t length;
+    memcpy(&length, bytes, 8);
+    return length;
+}
+
+static uint32_t be32(const unsigned char *at) {
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
 
 static void test_types(void) {
     fo_shape image = {3, 32, 32}, bad = {3, 0, 2}, negative = {-1, -1, 2};
@@ -285,7 +264,6 @@ static void test_npy_headers(void) {
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3000000000), }", 0, "3000000000"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 3), }", 24, "damaged"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (2 3), }", 24, "damaged"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (6), }", 24, "damaged"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (02,3), }", 24, "damaged"},
         {"{'descr': '<f4', 'fortran_order': Maybe, 'shape': (2,3), }", 24, "damaged"},
         {"{'descr': '<f4', 'fortran_order': False, }", 24, "damaged"},
@@ -319,7 +297,7 @@ static void test_npy_headers(void) {
     }
     n = npy_of(bytes, row[0].header, 24);
     bytes[6] = 4;
-    CHECK(refuses(FO_ERR_FORMAT, "version", bytes, n));
+    CHECK(refuses(FO_ERR_FORMAT, "", bytes, n));
     bytes[6] = 2;
     CHECK(refuses(FO_ERR_FORMAT, "cut short", bytes, n));
 }
@@ -369,13 +347,13 @@ static void test_idx(void) {
     CHECK(fo_data_get(data, 2, x) == FO_OK && x[0] == 255);
     fo_close(fo);
     for (n = 1; n < idx_plain_size; n += n < 20 ? 1 : 64)
-        CHECK(refuses(FO_ERR_FORMAT, n < 5 ? "" : "cut short", idx_plain, (size_t)n));
+        CHECK(refuses(FO_ERR_FORMAT, "cut short", idx_plain, (size_t)n));
     CHECK(refuses(FO_ERR_FORMAT, "more", bytes, 12));
     bytes[2] = 0x0D;
-    CHECK(refuses(FO_ERR_FORMAT, "0x0d", bytes, 11));
+    CHECK(refuses(FO_ERR_FORMAT, "IDX of bytes", bytes, 11));
     bytes[2] = 8, bytes[3] = 0;
     CHECK(refuses(FO_ERR_FORMAT, "0 dimensions", bytes, 11));
-    bytes[3] = 5;
+    bytes[3] = 5, bytes[15] = bytes[19] = bytes[23] = 1;
     CHECK(refuses(FO_ERR_FORMAT, "5 dimensions", bytes, 60));
     bytes[3] = 255;
     CHECK(refuses(FO_ERR_FORMAT, "cut short", bytes, 60));
@@ -404,18 +382,60 @@ static int same_rows(const char *path, const char *expected, int64_t n) {
     return bad == 0;
 }
 
+/* gzip of n bytes: stored blocks of up to 65535, or one block of the fixed code with a literal
+   for every byte but runs, matches of 258 at distance 1. */
+static size_t gzip_of(const unsigned char *in, size_t n, unsigned char *out, int packed) {
+    unsigned char *at = out + 10;
+    uint32_t       bits = 3, sum = fo__crc32(0, in, n);
+    int            n_bits = 3, k;
+    size_t         i = 0, size;
+    memcpy(out, "\x1f\x8b\x08\0\0\0\0\0\0\x03", 10);
+    for (; !packed && i < n; i += size, at += size) {
+        size  = n - i < 65535 ? n - i : 65535;
+        *at++ = i + size == n;
+        for (k = 0; k < 4; k++)
+            *at++ = (unsigned char)((k < 2 ? size : ~size) >> k % 2 * 8);
+        memcpy(at, in + i, size);
+    }
+    for (; packed && i <= n; i += size) {
+        uint32_t code, run = 0, value = 0;
+        int      length = i == n ? 7 : 8;
+        while (i > 0 && i + run < n && run < 258 && in[i + run] == in[i - 1])
+            run++;
+        code = i == n ? 0 : run == 258 ? 197 : in[i] < 144 ? in[i] + 48u : in[i] + 256u;
+        length += i < n && run < 258 && in[i] > 143;
+        for (k = 0; k < length; k++)
+            value |= (code >> k & 1) << (length - 1 - k);
+        bits |= value << n_bits;
+        n_bits += length + (run == 258 ? 5 : 0); /* distance 1 is 00000 */
+        size = run == 258 ? 258 : 1;
+        for (; n_bits >= 8 || (i == n && n_bits > 0); n_bits -= 8, bits >>= 8)
+            *at++ = (unsigned char)bits;
+    }
+    memcpy(at, &sum, 4);
+    sum = (uint32_t)n;
+    memcpy(at + 4, &sum, 4);
+    return (size_t)(at + 8 - out);
+}
+
 static void test_gzip(void) {
     static const struct { const char *bytes; int n; } file[] = {
-        {gz_dynamic, gz_dynamic_size}, {gz_fixed, gz_fixed_size}, {gz_flags, gz_flags_size}};
-    unsigned char bytes[1024];
+        {gz_dynamic, gz_dynamic_size}, {gz_fixed, gz_fixed_size}};
+    unsigned char bytes[2048];
     int           k, i, wrong = 0;
-    for (k = 0; k < 3; k++) {
+    size_t        n = gzip_of((const unsigned char *)idx_plain, 100, bytes, 1);
+    n += gzip_of((const unsigned char *)"", 0, bytes + n, 1); /* members follow each other */
+    n += gzip_of((const unsigned char *)idx_plain + 100, idx_plain_size - 100, bytes + n, 0);
+    CHECK(same_rows(put("gz", bytes, n), idx_plain + 16, 420));
+    bytes[3] = 4; /* with an extra field */
+    CHECK(refuses(FO_ERR_FORMAT, "gzip", bytes, n));
+    for (k = 0; k < 2; k++) {
         CHECK(same_rows(put("gz", file[k].bytes, (size_t)file[k].n), idx_plain + 16, 420));
         for (i = 2; i < file[k].n; i++)
             CHECK(refuses(FO_ERR_FORMAT, "", file[k].bytes, (size_t)i));
         memcpy(bytes, file[k].bytes, (size_t)file[k].n);
         bytes[file[k].n] = 'x';
-        CHECK(refuses(FO_ERR_FORMAT, "else follows", bytes, (size_t)file[k].n + 1));
+        CHECK(refuses(FO_ERR_FORMAT, "gzip", bytes, (size_t)file[k].n + 1));
         bytes[file[k].n] = 0x1f, bytes[file[k].n + 1] = 0x8b;
         CHECK(refuses(FO_ERR_FORMAT, "cut short", bytes, (size_t)file[k].n + 2));
         /* a flipped bit is noticed or does not matter */
@@ -434,25 +454,6 @@ static void test_gzip(void) {
     CHECK(wrong == 0);
 }
 
-/* Packs what an IDX file of `count` bytes would hold, with the compressor of the PNG writer. */
-static size_t gzip_of(const unsigned char *in, size_t n, unsigned char *out) {
-    static size_t last[1 << 15];
-    fo__crc       crc;
-    unsigned char *end;
-    uint32_t      sum;
-    int           i;
-    memset(last, 0, sizeof last);
-    fo__crc_init(&crc);
-    memcpy(out, "\x1f\x8b\x08\0\0\0\0\0\0\x03", 10);
-    end = fo__deflate(in, n, out + 10, last);
-    sum = fo__crc32(&crc, 0, in, n);
-    for (i = 0; i < 4; i++, end++) {
-        end[0] = (unsigned char)(sum >> 8 * i);
-        end[4] = (unsigned char)(n >> 8 * i);
-    }
-    return (size_t)(end + 4 - out);
-}
-
 static void test_gzip_large(void) {
     const size_t   n   = 3000000;
     unsigned char *in  = (unsigned char *)calloc(n, 1);
@@ -468,26 +469,26 @@ static void test_gzip_large(void) {
             if (i % 4 == 0)
                 fo_random_bits(1, (uint64_t)kind, i, bits);
             in[i] = (unsigned char)(kind == 0 ? bits[i % 4] : kind == 1 ? bits[i % 4] % 5
-                                    : kind == 2 && i > 40000 ? in[i - 32768 - i % 2] : i / 900);
+                                    : kind == 3 && i > 40000 ? in[i - 32768 - i % 2] : i / 900);
         }
         memcpy(in, "\0\0\x08\x02", 4);
         fo__set_be32(in + 4, (uint32_t)((n - 12) / 2));
         fo__set_be32(in + 8, 2);
-        packed = gzip_of(in, n, out);
+        packed = gzip_of(in, n, out, kind % 2);
         CHECK(same_rows(put("large", out, packed), (const char *)in + 12, (int64_t)n - 12));
     }
     memset(in, 0, n); /* announces 1000 bytes, unpacks to 3 million: stops where it should */
     memcpy(in, "\0\0\x08\x01\0\0\x03\xe8", 8);
-    packed = gzip_of(in, n, out);
+    packed = gzip_of(in, n, out, 1);
     fo     = open_counted(&f);
     CHECK(fo_load(fo, put("bomb", out, packed)) == NULL);
-    CHECK(strstr(fo_error(fo), "more") != NULL && fo_memory(fo).peak < 250000);
+    CHECK(strstr(fo_error(fo), "more") != NULL && fo_memory(fo).peak < 300000);
     fo_close(fo);
     memcpy(in, "\0\0\x08\x01\xff\xff\xff\xff", 8); /* announces 4 GB */
-    packed = gzip_of(in, 3000, out);
+    packed = gzip_of(in, 3000, out, 1);
     fo     = open_counted(&f);
     CHECK(fo_load(fo, put("bomb", out, packed)) == NULL);
-    CHECK(strstr(fo_error(fo), "cut short") != NULL && fo_memory(fo).peak < 250000);
+    CHECK(strstr(fo_error(fo), "cut short") != NULL && fo_memory(fo).peak < 300000);
     fo_close(fo);
     CHECK(f.held == 0);
     free(in);
@@ -557,16 +558,16 @@ static void test_save_arrays(void) {
     static const float   f[6]    = {1, 2, 3, 4, 5, 6.5f};
     static const int64_t dim[4]  = {2, 3, 1, 1}, odd[2] = {2, -3};
     static const unsigned char u[6] = {1, 2, 3, 4, 5, 255};
-    unsigned char bytes[256];
+    unsigned char bytes[512];
     fo_context   *fo = fo_open(NULL);
     fo_real       x[6];
     fo_data      *data;
     int           rank;
     CHECK(fo_save_npy(fo, temp("out"), FO_F32, 2, dim, f) == FO_OK);
-    CHECK(get(temp("out"), bytes, 256) == 128 + 24);
-    CHECK(memcmp(bytes, "\x93NUMPY\x01\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3"
-                 "), }", 66) == 0);
-    CHECK(bytes[126] == ' ' && bytes[127] == '\n' && memcmp(bytes + 128, f, 24) == 0);
+    CHECK(get(temp("out"), bytes, 512) == 256 + 24);
+    CHECK(memcmp(bytes, "\x93NUMPY\x01\0\xf6\0{'descr': '<f4', 'fortran_order': False, 'shape': "
+                 "(2, 3), }", 66) == 0);
+    CHECK(bytes[254] == ' ' && bytes[255] == '\n' && memcmp(bytes + 256, f, 24) == 0);
     data = fo_load(fo, temp("out"));
     CHECK(fo_data_get(data, 1, x) == FO_OK && x[2] == 6.5f);
     for (rank = 1; rank <= 4; rank++) {
@@ -578,7 +579,7 @@ static void test_save_arrays(void) {
     }
     CHECK(get(temp("out"), bytes, 256) == 26 && memcmp(bytes, "\0\0\x08\x04\0\0\0\x06", 8) == 0);
     CHECK(fo_save_npy(fo, temp("out"), FO_I64, 0, NULL, "12345678") == FO_OK);
-    CHECK(get(temp("out"), bytes, 256) == 136 && strstr((char *)bytes + 10, "'shape': ()") != NULL);
+    CHECK(get(temp("out"), bytes, 512) == 264 && strstr((char *)bytes + 10, "'shape': ()") != NULL);
     CHECK(fo_failed(fo) == FO_OK && !exists(temp("out.part")));
     CHECK(fo_save_npy(fo, temp("no"), FO_F32, 2, odd, f) == FO_ERR_ARGUMENT);
     CHECK(fo_save_npy(fo, temp("no"), FO_F32, 9, dim, f) == FO_ERR_ARGUMENT);
@@ -592,22 +593,27 @@ static void test_save_arrays(void) {
     fo_close(fo);
 }
 
+static uint32_t adler_of(const unsigned char *bytes, size_t n) {
+    uint32_t a = 1, b = 0;
+    for (; n > 0; n--)
+        a = (a + *bytes++) % 65521, b = (b + a) % 65521;
+    return b << 16 | a;
+}
+
 /* Reads a PNG back: chunks, checksums, and the pixels through the inflater. */
 static int png_is(const char *path, int w, int h, int channels, const unsigned char *pixels) {
     static unsigned char bytes[200000], raw[200000];
     size_t               n = get(path, bytes, sizeof bytes), at = 8, row = (size_t)(w * channels);
-    fo__crc              crc;
     fo__inflate          z;
     int                  y, ok = n > 57 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0;
-    fo__crc_init(&crc);
     memset(&z, 0, sizeof z);
     while (ok && at < n) {
-        size_t length = fo__be32(bytes + at);
-        ok            = ok && fo__crc32(&crc, 0, bytes + at + 4, length + 4) ==
-                       fo__be32(bytes + at + 8 + length);
+        size_t length = be32(bytes + at);
+        ok            = ok && fo__crc32(0, bytes + at + 4, length + 4) ==
+                       be32(bytes + at + 8 + length);
         if (memcmp(bytes + at + 4, "IHDR", 4) == 0)
-            ok = ok && fo__be32(bytes + at + 8) == (uint32_t)w &&
-                 fo__be32(bytes + at + 12) == (uint32_t)h &&
+            ok = ok && be32(bytes + at + 8) == (uint32_t)w &&
+                 be32(bytes + at + 12) == (uint32_t)h &&
                  bytes[at + 17] == (channels == 3 ? 2 : 0);
         if (memcmp(bytes + at + 4, "IDAT", 4) == 0) {
             ok       = ok && (bytes[at + 8] * 256 + bytes[at + 9]) % 31 == 0;
@@ -616,8 +622,7 @@ static int png_is(const char *path, int w, int h, int channels, const unsigned c
             z.out    = raw;
             z.room   = sizeof raw;
             fo__inflate_blocks(&z);
-            ok = ok && !z.bad && z.in + 4 == z.in_end &&
-                 fo__be32(z.in) == fo__adler32(raw, z.n_out);
+            ok = ok && !z.bad && adler_of(raw, z.n_out) == be32(z.in_end - 4);
         }
         at += 12 + length;
     }
@@ -669,7 +674,7 @@ static void test_archive_golden(void) {
     w = fo_archive_find(a, "u8");
     CHECK(w && ((const unsigned char *)w->values)[2] == 255);
     w = fo_archive_find(a, "h");
-    CHECK(w && w->type == FO_F16 && fo__half(((const uint16_t *)w->values)[1]) == -2);
+    CHECK(w && w->type == FO_F16 && fo__value(FO_F16, w->values, 1) == -2);
     w = fo_archive_find(a, "none");
     CHECK(w && w->dim[0] == 0 && w->dim[1] == 3);
     w = fo_archive_find(a, "gr\xc3\xb6\xc3\x9f" "e \xf0\x9f\x98\x80");
@@ -716,18 +721,18 @@ static void test_archive_headers(void) {
         {" {" A "}", 8, "header"},
         {"{" A "}  \n", 8, NULL},
         {"{ " A " , " B " } ", 9, NULL},
-        {"{" B "," A ",\"__metadata__\":{\"k\":\"v\",\"l\":\"\\u00e9\"}}", 9, NULL},
+        {"{" B "," A ",\"__metadata__\":{\"k\":\"v\",\"l\":\"\\u001F\"}}", 9, NULL},
         {"{" A "," B, 9, "byte"},
         {"{" A "," B ",}", 9, "byte"},
         {"{" A B "}", 9, "byte"},
         {"{" A "} x", 8, "byte"},
         {"[" A "]", 8, "header"},
         {"{" A "}", 7, "cut short"},
-        {"{" A "}", 9, "cut short"},
-        {"{" B "}", 9, "begin at byte 0"},
-        {"{" A ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[7,8]}}", 8, "begin at"},
-        {"{" A ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[9,10]}}", 10, "begin at"},
-        {"{" A ",\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "begin at"},
+        {"{" A "}", 9, "8 bytes of 9"},
+        {"{" B "}", 9, "have 1 bytes of 9"},
+        {"{" A ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[7,8]}}", 8, "bytes as"},
+        {"{" A ",\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[9,10]}}", 10, "9 bytes"},
+        {"{" A ",\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "bytes as"},
         {"{" A ",\"a\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}", 9, "same"},
         {"{" A ",\"\\u0061\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}", 9, "same"},
         {"{\"__metadata__\":{\"k\":\"v\",\"k\":\"v\"}}", 0, "same"},
@@ -752,14 +757,13 @@ static void test_archive_headers(void) {
         {"{\"a\":{\"dtype\":\"F32\","
          "\"shape\":[99999999999999999999],\"data_offsets\":[0,8]}}", 8, "byte"},
         {"{\"a\":{\"dtype\":\"U8\","
-         "\"shape\":[9223372036854775807],\"data_offsets\":[0,9223372036854775807]}}", 8, "end"},
+         "\"shape\":[9223372036854775807],\"data_offsets\":[0,9223372036854775807]}}", 8, "cut"},
         {"{\"a\":{\"dtype\":\"F32\","
          "\"shape\":[4294967296,4294967296,0],\"data_offsets\":[0,8]}}", 8, "shape"},
         {"{\"a\\u0000\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "byte"},
         {"{\"a\\ud800\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "byte"},
         {"{\"a\\x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "byte"},
         {"{\"a\n\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "byte"},
-        {"{\"a\xff\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "UTF-8"},
         {"{\"a", 8, "byte"},
         {"{\"a\\", 8, "byte"},
         {"{\"a\\u00", 8, "byte"},
@@ -801,11 +805,12 @@ static void test_archive_save(void) {
     n = get(temp("st"), bytes[0], 1024);
     CHECK(fo_archive_save(fo, temp("st"), arrays, 4, notes, 2) == FO_OK);
     CHECK(get(temp("st"), bytes[1], 1024) == n && memcmp(bytes[0], bytes[1], n) == 0);
-    CHECK(fo__le64(bytes[0]) % 8 == 0 && n == 8 + fo__le64(bytes[0]) + 23);
+    CHECK(header_of(bytes[0]) % 8 == 0 && n == 8 + header_of(bytes[0]) + 23);
     a = fo_archive_open(fo, temp("st"));
     CHECK(fo_archive_count(a) == 4);
     for (i = 0; i < 4 && a; i++) {
-        const fo_array *b = fo_archive_at(a, i);
+        const fo_array *b = fo_archive_find(a, arrays[i].name);
+        CHECK(b == fo_archive_at(a, "\3\2\0\1"[i])); /* wide ones first */
         CHECK(strcmp(b->name, arrays[i].name) == 0 && b->type == arrays[i].type);
         CHECK(b->rank == arrays[i].rank && (b->rank < 1 || b->dim[0] == arrays[i].dim[0]));
         CHECK((uintptr_t)b->values % fo_dtype_size(b->type) == 0);
@@ -813,7 +818,7 @@ static void test_archive_save(void) {
     }
     CHECK(strcmp(fo_archive_note(a, "spec"), notes[0].text) == 0);
     CHECK(strcmp(fo_archive_note(a, ""), "") == 0);
-    for (n = 0; n < 1024 && n < fo__le64(bytes[0]) + 31; n += 64)
+    for (n = 0; n < 1024 && n < header_of(bytes[0]) + 31; n += 64)
         CHECK(archive_refuses("", bytes[0], n));
     CHECK(fo_archive_save(fo, temp("st"), NULL, 0, NULL, 0) == FO_OK);
     CHECK(fo_archive_count(fo_archive_open(fo, temp("st"))) == 0 && fo_failed(fo) == FO_OK);
@@ -823,8 +828,6 @@ static void test_archive_save(void) {
     arrays[1].name = "odd";
     CHECK(fo_archive_save(fo, temp("no"), arrays, 4, notes, 2) == FO_ERR_ARGUMENT);
     arrays[1].name = "__metadata__";
-    CHECK(fo_archive_save(fo, temp("no"), arrays, 4, notes, 2) == FO_ERR_ARGUMENT);
-    arrays[1].name = "\xc3";
     CHECK(fo_archive_save(fo, temp("no"), arrays, 4, notes, 2) == FO_ERR_ARGUMENT);
     arrays[1].name = NULL;
     CHECK(fo_archive_save(fo, temp("no"), arrays, 4, notes, 2) == FO_ERR_ARGUMENT);
@@ -1023,6 +1026,5 @@ int main(int argc, char **argv) {
     test_write_faults();
     test_measure();
     remove_files();
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed != 0;
+    return test_end();
 }

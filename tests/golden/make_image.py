@@ -328,7 +328,8 @@ def make_flow(path, text, batch, seed=1, strict=True):
         agree(path.name, found, narrow, 5e-5)
     flow.load_state_dict(before)
     flow.norms("running")
-    assert torch.allclose(flow.decode(found["z"]), x.flatten(1).double(), atol=1e-6)
+    back = (flow.decode(found["z"]) - x.flatten(1)).abs().max().item()
+    assert back < 1e-6 or not strict, back
     tensors = {**before, "golden.x": x, "golden.noise": noise, "golden.pixel": flow.places()}
     tensors.update({f"golden.{n}": t for n, t in found.items()})
     save(path, tensors, {"flowood.text": text, "golden.seed": str(seed)})
