@@ -313,12 +313,16 @@ struct fo_tensor {
     int          n_in;
     const void  *args;         /* the op's own constants, copied by fo_apply              */
     unsigned     fresh;        /* in backward, bit i: in[i]->grad is unwritten: set it    */
+    int64_t      scratch_size; /* shape() may ask for this many numbers of scratch        */
+    fo_real     *scratch;      /* they are here while the op runs, with any content       */
     struct {                   /* private: filled by the planner                          */
         fo_tensor *data_of, *grad_of; /* whose storage this one shares (itself, mostly)   */
         int        needs_grad, is_output, written;
         int        last, until;       /* last use in forward; in backward (-1: none)      */
         int64_t    data_at, grad_at, param_at; /* offsets in their pools; -1: none        */
-        int        kept;              /* data must survive from forward to backward       */
+        int        kept, is_buffer;   /* data must survive from forward to backward       */
+        int64_t    work_at[2];        /* scratch in forward and in backward; -1: none     */
+        fo_real   *work[2];
     } plan;
 };
 
@@ -343,8 +347,11 @@ struct fo_op {
     void (*backward)(const fo_tensor *out, int64_t begin, int64_t end);
 };
 
-/* How a parameter starts: a constant, U(-scale, scale) or N(0, scale^2). */
-typedef enum fo_init_kind { FO_INIT_CONSTANT, FO_INIT_UNIFORM, FO_INIT_NORMAL } fo_init_kind;
+/* How a parameter starts: a constant, U(-scale, scale), N(0, scale^2), or the lengths of the rows
+   of the parameter made after it (the gain of a weight norm; weight decay is for gains). */
+typedef enum fo_init_kind {
+    FO_INIT_CONSTANT, FO_INIT_UNIFORM, FO_INIT_NORMAL, FO_INIT_ROW_NORMS
+} fo_init_kind;
 typedef struct fo_init { fo_init_kind kind; double scale; } fo_init;
 FO_API fo_init fo_init_of(fo_init_kind kind, double scale);
 
@@ -356,6 +363,9 @@ FO_API fo_tensor *fo_input(fo_tape *tape, int rank, const int64_t *dim, int need
 /* A learned leaf. Names are unique; asking again for a name gives the same parameter. */
 FO_API fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *dim,
                            fo_init init);
+/* A leaf that is kept and saved like a parameter but not learned: an op may write to its data. */
+FO_API fo_tensor *fo_buffer(fo_tape *tape, const char *name, int rank, const int64_t *dim,
+                            fo_init init);
 FO_API fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_in,
                            const void *args, size_t args_size);
 FO_API void       fo_output(fo_tensor *tensor); /* keep its data for the caller */
@@ -385,8 +395,8 @@ FO_API fo_tensor *fo_leaky_relu(fo_tensor *a, double slope);   /* a>0 ? a : slop
 /* Over all dimensions after the first `keep` (0 or 1): [1] or [B]. Summed in double. */
 FO_API fo_tensor *fo_sum(fo_tensor *a, int keep);
 FO_API fo_tensor *fo_mean(fo_tensor *a, int keep);
-FO_API fo_tensor *fo_linear(fo_tensor *x, fo_tensor *w, fo_tensor *b); /* x[B,I] w[O,I] b[O] or
-                                                                           NULL -> x w^T + b [B,O] */
+/* x[B,I] w[O,I] b[O] or NULL -> x w^T + b [B,O] */
+FO_API fo_tensor *fo_linear(fo_tensor *x, fo_tensor *w, fo_tensor *b);
 FO_API fo_tensor *fo_matmul(fo_tensor *a, fo_tensor *b);       /* a[M,K] b[K,N] -> [M,N] */
 /* Per row, flattened: out[r,j] = a[r,index[j]], 0 where index[j] is -1. -> [B,n] */
 FO_API fo_tensor *fo_gather(fo_tensor *a, const int *index, int n);
@@ -395,6 +405,35 @@ FO_API fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width);
 FO_API fo_tensor *fo_concat(fo_tensor *a, fo_tensor *b);       /* along dimension 1 */
 FO_API fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length); /* along dimension 1 */
 FO_API fo_tensor *fo_reshape(fo_tensor *a, int rank, const int64_t *dim);
+
+/* Pictures. x[B,C,H,W] w[O,C,h,w] b[O] or NULL -> [B,O,H',W'], H' = (H + 2 padding - h)/stride + 1;
+   transposed: w[C,O,h,w], H' = (H - 1) stride - 2 padding + h. */
+FO_API fo_tensor *fo_conv2d(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride, int padding);
+FO_API fo_tensor *fo_conv2d_transpose(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride,
+                                      int padding);
+
+/* What batch norm does, shared by all of a network; the caller may change it between runs. */
+typedef enum fo_norm_mode {
+    FO_NORM_RUNNING, /* running statistics                                                    */
+    FO_NORM_BATCH,   /* those of the batch                                                    */
+    FO_NORM_TRAIN,   /* those of the batch, and running += 0.1 (batch - running)              */
+    FO_NORM_MEASURE  /* those of the batch, and running = exactly those of all batches so far */
+} fo_norm_mode;
+typedef struct fo_norm {
+    fo_norm_mode mode;
+    int          again;    /* this forward repeats the last one: update nothing                  */
+    int64_t      rows;     /* samples of the batch that count, the first ones; 0: all            */
+    int64_t      measured; /* MEASURE: samples of earlier batches, to be added up by the caller  */
+} fo_norm;
+/* Per channel of x[B,C,...]: factor ((x - mean) / sqrt(var + 1e-5) w + b), then ReLU if relu.
+   The running statistics are buffers [C], with the variance unbiased, as in PyTorch. `how` must
+   live as long as the tape. */
+FO_API fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *running_mean,
+                                fo_tensor *running_var, const fo_norm *how, double factor,
+                                int relu);
+FO_API fo_tensor *fo_weight_norm(fo_tensor *v, fo_tensor *g); /* g[o] v[o,...] / |v[o,...]| */
+FO_API fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g);   /* h + g (r - h)          */
+FO_API fo_tensor *fo_crelu(fo_tensor *x);         /* relu(x) and relu(-x) along dimension 1 */
 
 /* ================================================================================================
    >>api-nets      st-networks: from what a coupling conditions on to s and t
@@ -408,21 +447,32 @@ typedef struct fo_net {
     int depth;          /* 0: 1                                                  */
     int bottleneck;     /* 0: none                                               */
     const char *act;    /* NULL: "leaky_relu" (0.01); "relu", "tanh", "softplus" */
+    int channels;       /* image nets; 0: 32                                     */
+    int blocks;         /* resnet; 0: 2                                          */
+    int neck;           /* resnet, autoencoder: all passes through so many numbers; 0: none */
+    int no_skip;        /* resnet: without the 1x1 skips to its end              */
+    double input_factor; /* set by the coupling: 2 behind a checkerboard's batch norm, else 1 */
 } fo_net;
 FO_API fo_net fo_net_mlp(int hidden, int depth, int bottleneck);
-FO_API fo_net fo_net_named(const char *kind);
+FO_API fo_net fo_net_named(const char *kind); /* "resnet", "highway", "glow", "autoencoder", ... */
 
-/* A kind of st-network. build gets x[B,I], the conditioned elements in index order, and returns
-   [B,outputs]: raw s of every changed element, then t of every changed element (only t when the
-   coupling is additive). It names its parameters with fo_param; it may be called many times. */
+/* A kind of st-network. For vectors, build gets x[B,I], the conditioned elements in index order,
+   and returns [B,outputs]: raw s of every changed element, then t of every changed element (only t
+   when the coupling is additive). For images it gets x[B,C,H,W] and returns [B,outputs,H,W]: under
+   a mask of whole channels the conditioned ones in, raw s and t of the changed ones out; under any
+   other mask all channels, zero where not conditioned on, and raw s and t of all. It names its
+   parameters with fo_param; it may be called many times. */
 typedef struct fo_net_kind {
     const char *name;
     fo_tensor *(*build)(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net);
+    int         image; /* sees pictures, not vectors */
 } fo_net_kind;
 FO_API fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind);
 /* Helpers for build: a linear layer with PyTorch's default initialisation, or all zeros; and an
    activation by name. Parameters are `name`.weight and `name`.bias. */
 FO_API fo_tensor *fo_net_linear(fo_tensor *x, const char *name, int outputs, int zero);
+FO_API fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, int zero);
+FO_API fo_norm   *fo_tape_norm(fo_tape *tape); /* for fo_batch_norm: set by whoever runs the tape */
 FO_API fo_tensor *fo_activation(fo_tensor *x, const char *act);
 
 /* ================================================================================================
@@ -478,19 +528,31 @@ FO_API fo_result fo_add_coupling(fo_flow *flow, fo_mask mask, fo_net net);
 /* Additive (NICE, Dinh et al. 2014): y = x + t. */
 FO_API fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net);
 
+/* Any layer by its line of text. Besides the above:
+     squeeze [order=alt]     C x H x W -> 4C x H/2 x W/2; unsqueeze goes back
+     split                   the second half of the channels is latent from here on
+     actnorm                 y = (x + bias) exp(log_scale) per channel, measured on the first batch
+     conv1x1 [lu=1]          an invertible C x C matrix at every pixel
+     permute seed=N | reverse=1   channels in another, fixed order */
+FO_API fo_result fo_add_layer(fo_flow *flow, const char *line);
+
 /* The same flow as text, one layer a line, and back:
      input 1x28x28
      dequantize
      logit alpha=0.05
      8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10
-   `N*` repeats a line, % is the number of the repetition; # starts a comment. */
+   `N*` repeats a line, % is the number of the repetition; ; parts layers; # starts a comment. */
 FO_API fo_flow    *fo_flow_parse(fo_context *fo, const char *text);
 FO_API const char *fo_flow_text(fo_flow *flow); /* lives as long as the flow */
-/* A named recipe for samples of this shape, with its training defaults (see fo_presets). */
+/* A named recipe for samples of this shape, with its training defaults (see fo_preset_at). */
 FO_API fo_flow    *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape);
-typedef struct fo_preset { const char *name, *about, *body; double lr; int batch; double ema; }
-    fo_preset;
-FO_API const fo_preset *fo_presets(int *count);
+typedef struct fo_preset {
+    const char *name, *about, *body; /* body: text without its input line; several, for images of
+                                        more than one channel the one behind "---" */
+    double      lr, ema;
+    int         batch, rmsprop;
+} fo_preset;
+FO_API fo_preset fo_preset_at(int i); /* its name is NULL from the last one on */
 
 FO_API void     fo_flow_free(fo_flow *flow);
 FO_API fo_shape fo_flow_shape(const fo_flow *flow);
@@ -519,6 +581,11 @@ FO_API void          fo_workspace_free(fo_workspace *ws);
 /* Samples first .. first+count-1 of data. draw >= 0 numbers the dequantization noise;
    FO_DRAW_MIDDLE takes u = 1/2, so that decode(encode(x)) gives back x. */
 #define FO_DRAW_MIDDLE (-1)
+/* Which batch-norm statistics scoring uses: running (the default) or those of each batch, which
+   makes a sample's score depend on its batch. */
+FO_API fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode);
+/* Replaces running statistics by those of the first `count` samples under the present weights. */
+FO_API fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count);
 FO_API fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                              int draw, double *log_prob);
 /* Where log_prob came from: terms[count][1+layers]: base density, then the logdet of each layer.
@@ -539,7 +606,7 @@ FO_API double fo_bpd(double log_prob, fo_shape shape); /* bits per dimension: -l
 /* ================================================================================================
    >>api-train     one call that trains; everything it needs to go on is part of the flow
    ============================================================================================= */
-typedef enum fo_optimizer { FO_ADAM, FO_ADAMW } fo_optimizer;
+typedef enum fo_optimizer { FO_ADAM, FO_ADAMW, FO_RMSPROP } fo_optimizer;
 typedef enum fo_schedule { FO_CONSTANT, FO_COSINE, FO_STEP } fo_schedule;
 typedef enum fo_on_nan { FO_NAN_STOP, FO_NAN_SKIP } fo_on_nan;
 
@@ -563,7 +630,8 @@ typedef struct fo_train_desc {
     fo_optimizer optimizer;
     double   lr;              /* 1e-3                                                    */
     double   beta1, beta2, eps; /* 0.9, 0.999, 1e-8                                      */
-    double   weight_decay;    /* ADAMW: decoupled; ADAM: added to the gradient           */
+    double   weight_decay;    /* ADAMW: decoupled, of all; else added to the gradient, of the gains
+                                 of weight norms only where the flow has any             */
     double   clip;            /* global gradient norm; default 100; < 0: never           */
     fo_schedule schedule;     /* COSINE needs steps or epochs                            */
     int64_t  warmup;          /* steps of linear warm-up                                 */
@@ -572,6 +640,11 @@ typedef struct fo_train_desc {
     double   ema;             /* decay of a moving average of the weights that scoring then uses;
                                  default 0: none                                         */
     uint64_t seed;            /* 0: the context's                                        */
+    /* Negative training (appendix B of the paper): the second half of every batch comes from
+       here, and its likelihood is lowered until it falls below -negative_floor nats per sample
+       (default 30000/784 nats per dimension). */
+    const fo_data *negative;
+    double   negative_floor;
     double   memory_mb;       /* for activations, MB: couplings that do not fit are computed again
                                  in backward, to the same bits; default 0: keep all        */
     fo_on_nan on_nan;
@@ -600,7 +673,7 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
      likelihood  -log_prob(x): what the paper shows to fail, or to work
      latent      -log N(z; 0, I): the base density alone, without the volume change
    ============================================================================================= */
-FO_API const char *const *fo_score_names(int *count);
+FO_API const char *fo_score_name(int i); /* NULL from the last one on */
 FO_API fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                           const char *name, double *score);
 
@@ -611,8 +684,8 @@ typedef struct fo_check_report {
     double round_trip;  /* max |x - decode(encode(x))|, grey levels for images             */
     double logdet_pair; /* max |logdet(encode) + logdet(decode)| / (1 + |logdet|)          */
     double jacobian;    /* |logdet - numeric log|det J|| / (1 + |logdet|); -1: D too large */
-    double gradient;    /* worst |numeric - analytic| / |analytic| slope of the loss along the
-                           gradient of each parameter                                     */
+    double gradient;    /* worst |numeric - analytic| slope of the loss along the gradient of each
+                           parameter, relative to it or to 1 % of the largest             */
     int    untouched;   /* elements that no coupling changes                               */
 } fo_check_report;
 FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report);
@@ -720,7 +793,8 @@ typedef struct fo__kernels fo__kernels;
 
 struct fo_context {
     fo_desc            desc;
-    const fo__kernels *kernels;
+    fo__kernels       *kernels;
+    fo_op             *ops; /* the table of built-in ops */
     fo__block         *blocks;
     fo_memory_stats    memory;
     fo_result          failed;
@@ -884,13 +958,16 @@ void fo_clear_error(fo_context *fo) {
     }
 }
 
+/* Tables with pointers in them are built where they are used: as static data they would have to be
+   relocated at start-up, which puts them among the writable ones. */
 const char *fo_result_name(fo_result code) {
-    static const char *const text[] = {
-#define FO__TEXT(name, text) text,
+    switch (code) {
+#define FO__TEXT(name, text)                                                                       \
+    case FO_##name: return text;
         FO_RESULTS(FO__TEXT)
 #undef FO__TEXT
-    };
-    return (unsigned)code < (unsigned)FO_RESULT_COUNT ? text[code] : "unknown result";
+    default: return "unknown result";
+    }
 }
 
 fo_desc fo_get_desc(const fo_context *fo) {
@@ -918,6 +995,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_BASE ((uint64_t)4 << 60)    /* + sample: z            */
 #define FO__STREAM_MASK ((uint64_t)5 << 60)    /* + partition            */
 #define FO__STREAM_CHECK ((uint64_t)6 << 60)
+#define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
 
 void fo_random_bits(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
     uint32_t c0 = (uint32_t)index, c1 = (uint32_t)(index >> 32);
@@ -1061,19 +1139,34 @@ typedef struct fo__adam {
     double ema;   /* of the moving average  */
 } fo__adam;
 
-/* C[i,j] = (add ? C[i,j] : 0) + bias[j] + sum over p of A[i,p] * B[p,j], strides in numbers. */
+/* C[i,j] = (add ? C[i,j] : 0) + bias[j] + sum over p of A[i,p] * B[p,j], strides in numbers.
+   For convolutions, columns of A or B may come in runs: column j lies at j / run * step +
+   j % run * col; and tables may say where each row begins. Of such a B, FO__SLACK numbers after
+   the last one must be readable. */
 typedef struct fo__product {
     int64_t            m, n, k;
     const fo_real     *a;
-    int64_t            a_row, a_col;
+    int64_t            a_row, a_col, a_run, a_step;
+    const int64_t     *a_at; /* where row i of A begins, or NULL: at i * a_row */
     const fo_real     *b;
-    int64_t            b_row, b_col;
+    int64_t            b_row, b_col, b_run, b_step;
+    const int64_t     *b_at; /* the same of B, whose runs then have b_col 1; NULL: no runs  */
     fo_real           *c;
     int64_t            c_row;
     const fo_real     *bias; /* or NULL */
     int                add, by_rows;
     const fo__kernels *kernels;
 } fo__product;
+
+#define FO__ONE_RUN INT64_MAX
+#define FO__SLACK 16
+
+static inline int64_t fo__column(int64_t j, int64_t run, int64_t step, int64_t col) {
+    return j < run ? j * col : j / run * step + j % run * col;
+}
+
+/* Normalization of one channel: y = max((x - mean) * gain + shift, floor). */
+typedef struct fo__norm_line { fo_real mean, gain, shift, floor; } fo__norm_line;
 
 typedef void fo__map(int64_t n, const fo_real *x, fo_real *y);
 typedef void fo__map_scalar(int64_t n, fo_real a, const fo_real *x, fo_real *y);
@@ -1086,9 +1179,6 @@ struct fo__kernels {
     int         mr, nr, lanes; /* a tile of C is mr x nr, nr a multiple of the vector's lanes */
     /* Rows [i0,i1) and columns [j0,j1) of a product. */
     void (*product)(const fo__product *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
-    /* One tile of m <= mr rows and n <= nr columns: see the kernels. NULL in the plain table. */
-    void (*tile)(int64_t k, const fo_real *a, int64_t a_row, int64_t a_col, const fo_real *panel,
-                 fo_real *c, int64_t c_row, int64_t m, int64_t n, int add);
     fo__map        *exp, *log, *tanh, *sigmoid, *softplus;
     fo__map_scalar *leaky; /* y  = x > 0 ? x : a * x */
     fo__map_scalar *scale; /* y  = a * x             */
@@ -1102,6 +1192,15 @@ struct fo__kernels {
     double (*sum)(int64_t n, const fo_real *x);
     double (*sumsq)(int64_t n, const fo_real *x);
     double (*dot)(int64_t n, const fo_real *x, const fo_real *y);
+    /* sum[0] += sum of d, sum[1] += sum of d * d, with d = x - origin */
+    void (*moments)(int64_t n, fo_real origin, const fo_real *x, double sum[2]);
+    void (*norm)(int64_t n, const fo__norm_line *line, const fo_real *x, fo_real *y);
+    /* With dz = dy where y > floor, else 0: sum[0] += sum of dz, sum[1] += sum of dz (x - mean) */
+    void (*norm_sums)(int64_t n, const fo__norm_line *line, const fo_real *x, const fo_real *dy,
+                      double sum[2]);
+    /* dx = (add ? dx : 0) + k[0] dz + k[1] (x - mean) + k[2] */
+    void (*norm_grad)(int64_t n, const fo__norm_line *line, const fo_real k[3], int add,
+                      const fo_real *x, const fo_real *dy, fo_real *dx);
     /* One step of Adam; decay < 1 makes it AdamW; ema, if any, is a moving average of p. */
     void (*adam)(int64_t n, const fo__adam *o, fo_real *p, const fo_real *g, fo_real *m,
                  fo_real *v, fo_real *ema);
@@ -1382,6 +1481,65 @@ FO__TARGET static double FO__(dot)(int64_t n, const fo_real *x, const fo_real *y
 
 FO__TARGET static double FO__(sumsq)(int64_t n, const fo_real *x) { return FO__(dot)(n, x, x); }
 
+/* Batch normalization, with or without ReLU: a floor of 0 or of -infinity. NaN passes the floor. */
+FO__TARGET static void FO__(moments)(int64_t n, fo_real origin, const fo_real *x, double sum[2]) {
+    FO__(wide) first = {0}, second = {0}, first2 = {0}, second2 = {0};
+    int64_t i, whole = n / FO__W * FO__W;
+    for (i = 0; i < whole; i += FO__W) {
+        FO__V d = FO__LOAD(x + i, FO__W) - origin;
+        first += FO__WIDEN(d, 0);
+        second += FO__WIDEN(d, 1);
+        first2 += FO__WIDEN(d, 0) * FO__WIDEN(d, 0);
+        second2 += FO__WIDEN(d, 1) * FO__WIDEN(d, 1);
+    }
+    sum[0] += FO__(total)(first + second);
+    sum[1] += FO__(total)(first2 + second2);
+    for (; i < n; i++) {
+        fo_real d = x[i] - origin;
+        sum[0] += (double)d;
+        sum[1] += (double)d * (double)d;
+    }
+}
+
+#define FO__NORM(line, x) ((FO__IN(x) - (line)->mean) * (line)->gain + (line)->shift)
+
+FO__TARGET static void FO__(norm)(int64_t n, const fo__norm_line *line, const fo_real *x,
+                                  fo_real *y) {
+    FO__V zero = {0}, floor = zero + line->floor;
+    FO__LOOP(y, FO__PICK(FO__NORM(line, x) < floor, floor, FO__NORM(line, x)))
+}
+
+FO__TARGET static void FO__(norm_sums)(int64_t n, const fo__norm_line *line, const fo_real *x,
+                                       const fo_real *dy, double sum[2]) {
+    FO__(wide) first = {0}, second = {0}, first2 = {0}, second2 = {0};
+    FO__V   zero = {0};
+    int64_t i;
+    for (i = 0; i < n; i += FO__W) {
+        FO__V dz = FO__PICK(FO__NORM(line, x) <= line->floor, zero, FO__IN(dy));
+        FO__V d  = FO__IN(x) - line->mean;
+        first += FO__WIDEN(dz, 0);
+        second += FO__WIDEN(dz, 1);
+        first2 += FO__WIDEN(dz, 0) * FO__WIDEN(d, 0);
+        second2 += FO__WIDEN(dz, 1) * FO__WIDEN(d, 1);
+    }
+    sum[0] += FO__(total)(first + second);
+    sum[1] += FO__(total)(first2 + second2);
+}
+
+FO__TARGET static void FO__(norm_grad)(int64_t n, const fo__norm_line *line, const fo_real k[3],
+                                       int add, const fo_real *x, const fo_real *dy,
+                                       fo_real *dx) {
+    FO__V   zero = {0};
+    int64_t i;
+    for (i = 0; i < n; i += FO__W) {
+        FO__V dz = FO__PICK(FO__NORM(line, x) <= line->floor, zero, FO__IN(dy));
+        FO__V v  = dz * k[0] + ((FO__IN(x) - line->mean) * k[1] + k[2]);
+        if (add)
+            v += FO__IN(dx);
+        FO__STORE(dx + i, v, n - i);
+    }
+}
+
 /* Kingma and Ba 2015; Loshchilov and Hutter 2019 for the decay that is not part of the gradient. */
 FO__TARGET static void FO__(adam)(int64_t n, const fo__adam *o, fo_real *p, const fo_real *g,
                                   fo_real *m, fo_real *v, fo_real *ema) {
@@ -1410,13 +1568,16 @@ FO__TARGET static void FO__(adam)(int64_t n, const fo__adam *o, fo_real *p, cons
 #if FO__KERNEL_PASS == 1
 FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i1, int64_t j0,
                                      int64_t j1) {
-    int64_t i, j, p;
+    int64_t i, j, p, q;
     for (i = i0; i < i1; i++) {
         for (j = j0; j < j1; j++) {
-            fo_real *c     = g->c + i * g->c_row + j;
-            fo_real  total = (g->add ? *c : 0) + (g->bias ? g->bias[j] : 0);
-            for (p = 0; p < g->k; p++)
-                total += g->a[i * g->a_row + p * g->a_col] * g->b[p * g->b_row + j * g->b_col];
+            const fo_real *a = g->a + (g->a_at ? g->a_at[i] : i * g->a_row);
+            const fo_real *b = g->b + fo__column(j, g->b_run, g->b_step, g->b_col);
+            fo_real       *c = g->c + i * g->c_row + j;
+            fo_real total    = (g->add ? *c : 0) + (g->bias ? g->bias[j] : 0);
+            for (p = 0; p < g->k; a += g->a_step)
+                for (q = 0; q < g->a_run && p < g->k; q++, p++)
+                    total += a[q * g->a_col] * b[g->b_at ? g->b_at[p] : p * g->b_row];
             *c = total;
         }
     }
@@ -1434,46 +1595,60 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 #endif
 
 /* `rows` rows by `vectors` vectors of C stay in registers while k runs. */
-FO__INLINE void FO__(tile_body)(int64_t k, const float *a, int64_t a_row, int64_t a_col,
-                                const float *panel, float *c, int64_t c_row, int64_t m, int add,
-                                int rows, int vectors) {
-    FO__V        sum[FO__MR][FO__NV], b[FO__NV], zero = {0};
-    const float *row[FO__MR];
-    int64_t      p;
-    int          i, j;
+FO__INLINE void FO__(tile_body)(const fo__product *g, const float *const *a, int64_t k,
+                                const float *panel, float *c, int64_t c_row, int add, int rows,
+                                int vectors) {
+    FO__V         sum[FO__MR][FO__NV], b[FO__NV], zero = {0};
+    const float  *row[FO__MR];
+    const int64_t a_col = g->a_col;
+    int64_t       p;
+    int           i, j;
     FO__EACH(i, rows) {
-        row[i] = a + FO__MIN(i, m - 1) * a_row;
+        row[i] = a[i];
         FO__EACH(j, vectors) {
             sum[i][j] = FO__LOAD(panel + j * FO__W, FO__W);
             if (add)
                 sum[i][j] += FO__LOAD(c + i * c_row + j * FO__W, FO__W);
         }
     }
-    for (p = 0; p < k; p++) {
-        panel += FO__NR;
-        FO__EACH(j, vectors)
-            b[j] = FO__LOAD(panel + j * FO__W, FO__W);
-        FO__EACH(i, rows) {
-            FO__V ai = row[i][p * a_col] - zero; /* the same number in every lane */
+    for (; k > 0; k -= g->a_run) {
+        const int64_t run = FO__MIN(k, g->a_run);
+        for (p = 0; p < run; p++) {
+            panel += FO__NR;
             FO__EACH(j, vectors)
-                sum[i][j] = FO__FMA(ai, b[j], sum[i][j]);
+                b[j] = FO__LOAD(panel + j * FO__W, FO__W);
+            FO__EACH(i, rows) {
+                FO__V ai = row[i][p * a_col] - zero; /* the same number in every lane */
+                FO__EACH(j, vectors)
+                    sum[i][j] = FO__FMA(ai, b[j], sum[i][j]);
+            }
         }
+        FO__EACH(i, rows)
+            row[i] += g->a_step;
     }
     FO__EACH(i, rows)
         FO__EACH(j, vectors)
             FO__STORE(c + i * c_row + j * FO__W, sum[i][j], FO__W);
 }
 
-/* A tile of m x n of C. The panel holds the start values in its first row and k rows of B after
-   it, each FO__NR numbers long; A is read where it lies, number by number. A tile that is not
-   whole vectors and rows is made in `edge`: rows of A past the m-th repeat the last one. */
-FO__TARGET static void FO__(tile)(int64_t k, const float *a, int64_t a_row, int64_t a_col,
-                                  const float *panel, float *c, int64_t c_row, int64_t m, int64_t n,
-                                  int add) {
+/* The tile of C at (i,j), m x n, and k terms of it from the p-th on. The panel holds the start
+   values in its first row and k rows of B after it, each FO__NR numbers long; A is read where it
+   lies, number by number. A tile that is not whole vectors and rows is made in `edge`: rows of A
+   past the m-th repeat the last one. */
+FO__TARGET static void FO__(tile)(const fo__product *g, int64_t i0, int64_t m, int64_t j0,
+                                  int64_t n, int64_t p, int64_t k, const float *panel) {
+    const float *row[FO__MR];
+    float       *c     = g->c + i0 * g->c_row + j0;
+    const int    add   = g->add || p > 0;
+    const int64_t at   = fo__column(p, g->a_run, g->a_step, g->a_col), c_row = g->c_row;
     float     edge[FO__MR * FO__NR];
     const int rows = m > FO__MR / 2 ? FO__MR : FO__MR / 2, whole = m == rows && n % FO__W == 0;
     float    *to = whole ? c : edge;
     int64_t   to_row = whole ? c_row : FO__NR, i, j;
+    for (i = 0; i < FO__MR; i++) {
+        const int64_t r = i0 + FO__MIN(i, m - 1);
+        row[i] = g->a + (g->a_at ? g->a_at[r] : r * g->a_row) + at;
+    }
     if (!whole && add) {
         memset(edge, 0, sizeof edge);
         for (i = 0; i < m; i++)
@@ -1481,7 +1656,7 @@ FO__TARGET static void FO__(tile)(int64_t k, const float *a, int64_t a_row, int6
                 edge[i * FO__NR + j] = c[i * c_row + j];
     }
 #define FO__CASE(rows, vectors)                                                                    \
-    FO__(tile_body)(k, a, a_row, a_col, panel, to, to_row, m, add, rows, vectors)
+    FO__(tile_body)(g, row, k, panel, to, to_row, add, rows, vectors)
     if (n > 2 * FO__W)
         rows == FO__MR ? FO__CASE(FO__MR, 3) : FO__CASE(FO__MR / 2, 3);
     else if (n > FO__W)
@@ -1495,8 +1670,10 @@ FO__TARGET static void FO__(tile)(int64_t k, const float *a, int64_t a_row, int6
 
 /* k rows of n numbers of B into a panel, made up to whole vectors with numbers nobody stores.
    Where B lies the other way (the weights of y = x W^T), squares of 4 x 4 are turned. */
-FO__TARGET static void FO__(pack)(int64_t k, int64_t n, const float *b, int64_t b_row,
-                                  int64_t b_col, float *panel) {
+FO__TARGET static void FO__(pack)(const fo__product *g, int64_t first, int64_t k, int64_t j0,
+                                  int64_t n, float *panel) {
+    const int64_t b_row = g->b_row, b_col = g->b_col;
+    const float  *b = g->b + first * b_row + j0 * b_col;
     int64_t p, j, columns = (n + FO__W - 1) / FO__W * FO__W, turned = b_row == 1 ? k / 4 * 4 : 0;
     if (b_col == 1) {
         for (p = 0; p < k; p++)
@@ -1513,25 +1690,40 @@ FO__TARGET static void FO__(pack)(int64_t k, int64_t n, const float *b, int64_t 
             panel[p * FO__NR + j] = b[p * b_row + FO__MIN(j, n - 1) * b_col];
 }
 
+/* The same for a B in runs. Whatever the length of a piece, a whole vector is copied: the next
+   piece, or the next row, writes over what was too much. */
+FO__TARGET static void FO__(pack_runs)(const fo__product *g, int64_t first, int64_t k, int64_t j0,
+                                       int64_t n, float *panel) {
+    int64_t from[FO__NR], to[FO__NR], pieces = 0, p, i, j, length;
+    for (j = 0; j < n; j += length) {
+        length     = FO__MIN(FO__W, g->b_run - (j0 + j) % g->b_run);
+        to[pieces] = j;
+        from[pieces++] = fo__column(j0 + j, g->b_run, g->b_step, 1);
+    }
+    for (p = 0; p < k; p++, panel += FO__NR)
+        for (i = 0; i < pieces; i++)
+            FO__STORE(panel + to[i], FO__LOAD(g->b + g->b_at[first + p] + from[i], FO__W), FO__W);
+}
+
 FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i1, int64_t j0,
                                      int64_t j1) {
-    float   panel[(1 + FO__KC) * FO__NR] __attribute__((aligned(64)));
-    int64_t i, j, p;
+    float   panel[(1 + FO__KC) * FO__NR + FO__W] __attribute__((aligned(64)));
+    int64_t whole_runs = g->a_run < FO__KC ? FO__KC / g->a_run * g->a_run : FO__KC;
+    int64_t i, j, p, k;
     for (j = j0; j < j1; j += FO__NR) {
         int64_t n = FO__MIN(FO__NR, j1 - j);
         p = 0;
         do {
-            int64_t k = FO__MIN(FO__KC, g->k - p);
+            k = FO__MIN(whole_runs, g->k - p);
+            if (g->a_run > FO__KC)
+                k = FO__MIN(k, g->a_run - p % g->a_run);
             memset(panel, 0, FO__NR * sizeof *panel);
             if (g->bias && p == 0)
                 memcpy(panel, g->bias + j, (size_t)n * sizeof *panel);
-            FO__(pack)(k, n, g->b + p * g->b_row + j * g->b_col, g->b_row, g->b_col,
-                       panel + FO__NR);
+            (g->b_at ? FO__(pack_runs) : FO__(pack))(g, p, k, j, n, panel + FO__NR);
             for (i = i0; i < i1; i += FO__MR)
-                FO__(tile)(k, g->a + i * g->a_row + p * g->a_col, g->a_row, g->a_col, panel,
-                           g->c + i * g->c_row + j, g->c_row, FO__MIN(FO__MR, i1 - i), n,
-                           g->add || p > 0);
-            p += FO__KC;
+                FO__(tile)(g, i, FO__MIN(FO__MR, i1 - i), j, n, p, k, panel);
+            p += k;
         } while (p < g->k);
     }
 }
@@ -1539,17 +1731,21 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 
 #define FO__QUOTE2(isa) #isa
 #define FO__QUOTE(isa) FO__QUOTE2(isa)
-static const fo__kernels FO__(kernels) = {
+static void FO__(kernels)(fo__kernels *out) {
+    const fo__kernels table = {
     FO__QUOTE(FO__ISA), (fo_simd)FO__KERNEL_PASS,
 #if FO__KERNEL_PASS == 1
-    1, 1, 1, FO__(product), NULL,
+    1, 1, 1, FO__(product),
 #else
-    FO__MR, FO__NR, FO__W, FO__(product), FO__(tile),
+    FO__MR, FO__NR, FO__W, FO__(product),
 #endif
     FO__(exp), FO__(log), FO__(tanh), FO__(sigmoid), FO__(softplus), FO__(leaky), FO__(scale),
     FO__(axpy), FO__(add), FO__(sub), FO__(mul), FO__(muladd), FO__(tanh_grad), FO__(sigmoid_grad),
-    FO__(leaky_grad), FO__(sum), FO__(sumsq), FO__(dot), FO__(adam)
+    FO__(leaky_grad), FO__(sum), FO__(sumsq), FO__(dot), FO__(moments),
+    FO__(norm), FO__(norm_sums), FO__(norm_grad), FO__(adam)
 };
+    *out = table;
+}
 
 /* Only what differs between passes; the rest is redefined to the same text. */
 #undef FO__ISA
@@ -1589,27 +1785,28 @@ static const fo__kernels FO__(kernels) = {
 #endif
 
 /* The table asked for if this machine has it, else the best it has. */
-static const fo__kernels *fo__pick_kernels(fo_simd simd) {
-    const fo__kernels *has[8];
-    int                n = 0, i;
-    has[n++] = &fo__kernels_ref;
+static void fo__pick_kernels(fo_simd simd, fo__kernels *out) {
+    void (*has[5])(fo__kernels *);
+    int n = 0, i;
+    has[n++] = fo__kernels_ref;
 #if FO__VECTORS
-    has[n++] = &fo__kernels_portable;
+    has[n++] = fo__kernels_portable;
 #endif
 #if FO__VECTORS && FO__NEON
-    has[n++] = &fo__kernels_neon;
+    has[n++] = fo__kernels_neon;
 #endif
 #if FO__VECTORS && FO__X86
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        has[n++] = &fo__kernels_avx2;
+        has[n++] = fo__kernels_avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        has[n++] = &fo__kernels_avx512;
+        has[n++] = fo__kernels_avx512;
 #endif
-    for (i = 0; i < n; i++)
-        if (has[i]->simd == simd)
-            return has[i];
-    return has[n - 1];
+    for (i = 0; i < n; i++) {
+        has[i](out);
+        if (out->simd == simd)
+            return;
+    }
 }
 
 static void fo__product_part(void *arg, int64_t begin, int64_t end) {
@@ -1636,6 +1833,8 @@ static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_r
     const int64_t worth_a_fork = 200000; /* multiply-adds */
     fo__product g;
     int64_t     unit;
+    memset(&g, 0, sizeof g);
+    g.a_run = g.b_run = FO__ONE_RUN;
     g.m = m, g.n = n, g.k = k;
     g.a = a, g.a_row = a_row, g.a_col = a_col;
     g.b = b, g.b_row = b_row, g.b_col = b_col;
@@ -1686,7 +1885,7 @@ static int64_t fo__file_size(const char *path) {
               the archive, pictures through fo_save_png
    Cost       loading peaks at the file plus its content; unpacking runs at about 200 MB/s
    ============================================================================================= */
-static const struct fo__dtype_row { const char *name, *npy; size_t size; } fo__dtypes[] = {
+static const struct fo__dtype_row { char name[4], npy[4]; size_t size; } fo__dtypes[] = {
     {"U8", "|u1", 1},  {"F16", "<f2", 2}, {"F32", "<f4", 4},
     {"F64", "<f8", 8}, {"I32", "<i4", 4}, {"I64", "<i8", 8}};
 enum { FO__DTYPES = sizeof fo__dtypes / sizeof fo__dtypes[0] };
@@ -2088,7 +2287,7 @@ typedef struct fo__record {
 } fo__record;
 
 static void fo__read_record(fo__scan *s, fo__record *r) {
-    static const char *const keys[2][3] = {{"dtype", "shape", "data_offsets"},
+    const char *const keys[2][3] = {{"dtype", "shape", "data_offsets"},
                                            {"descr", "shape", "fortran_order"}};
     int seen = 0, n, k;
     for (n = 0; fo__item_at(s, "{", "}", n); n++) {
@@ -2191,11 +2390,15 @@ static double fo__value(fo_dtype type, const void *values, size_t i) {
     const unsigned char *at = (const unsigned char *)values + i * fo__dtypes[type].size;
     double               wide;
     float                narrow;
+    int32_t              whole;
+    int64_t              long_whole;
     int                  exponent;
     switch (type) {
     case FO_U8:  return *at;
     case FO_F32: memcpy(&narrow, at, 4); return narrow;
     case FO_F64: memcpy(&wide, at, 8); return wide;
+    case FO_I32: memcpy(&whole, at, 4); return whole;
+    case FO_I64: memcpy(&long_whole, at, 8); return (double)long_whole;
     default: /* half: 1 sign, 5 exponent and 10 fraction bits; NaN becomes infinite */
         exponent = at[1] >> 2 & 31;
         wide     = (at[1] & 3) << 8 | at[0];
@@ -2783,7 +2986,8 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
    Invariants ops are kept in the order of recording, which is a topological order; forward walks
               it up, backward walks it down; every tensor has one producer
    Memory     time runs 0..n-1 in forward, n..2n-1 in backward (op i is undone at 2n-1-i). Every
-              buffer lives for an interval of that time. Two pools: `kept` buffers are alive across
+              array lives for an interval of that time, an op's own scratch for two moments. Two
+              pools: `kept` arrays are alive across the turn, `scratch` ones are not, so that
               the turn, `scratch` ones are not, so that several tapes which never run at once may
               share one scratch block. Offsets: first fit among the intervals that overlap.
    Cost       planning is quadratic in the number of ops (hundreds), and done once
@@ -2793,7 +2997,7 @@ typedef struct fo__param {
     fo_init       init;
 } fo__param;
 
-/* Names, shapes and places of parameters: of one tape, or of a whole flow. */
+/* Names, shapes and places of parameters, or of buffers: of one tape, or of a whole flow. */
 typedef struct fo__params {
     fo__param *list;
     int        count, room;
@@ -2807,8 +3011,10 @@ struct fo_tape {
     fo_tensor **nodes; /* leaves and ops, in order of creation */
     int         count, room;
     fo__params  own, *params; /* params: own, or those of the flow whose layer this tape is */
+    fo__params  own_buffers, *buffers;
     fo__arena  *params_arena;
     const char *prefix;       /* put before the names of parameters: "3.net." */
+    fo_norm     norm; /* of all batch norms on it */
     int         failed, planned, train;
     int64_t     kept_size, scratch_size;
 };
@@ -2825,6 +3031,7 @@ fo_tape *fo_tape_create(fo_context *fo) {
     if (tape) {
         tape->fo     = fo;
         tape->params = &tape->own;
+        tape->buffers = &tape->own_buffers;
         tape->params_arena = &tape->arena;
         tape->prefix = "";
     }
@@ -2832,6 +3039,7 @@ fo_tape *fo_tape_create(fo_context *fo) {
 }
 
 void        fo_tape_free(fo_tape *tape) { fo__object_free(tape); }
+fo_norm    *fo_tape_norm(fo_tape *tape) { return tape ? &tape->norm : NULL; }
 fo_context *fo_tape_context(const fo_tape *tape) { return tape ? tape->fo : NULL; }
 
 /* A growing list in an arena: doubling leaves the old copies to the arena. */
@@ -2903,6 +3111,7 @@ static fo_tensor *fo__node(fo_tape *tape, const fo_op *op, int n_in) {
     t->plan.data_of = t->plan.grad_of = t;
     t->plan.data_at = t->plan.grad_at = t->plan.param_at = -1;
     t->plan.last = t->plan.until = -1;
+    t->plan.work_at[0] = t->plan.work_at[1] = -1;
     return t;
 }
 
@@ -2967,13 +3176,17 @@ static fo__param *fo__param_get(fo_context *fo, fo__params *params, fo__arena *a
     return p;
 }
 
-fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *dim, fo_init init) {
-    fo_tensor *t;
-    fo__param *p;
-    char       full[256];
-    int        i;
+/* The leaf of this name: a parameter, or a buffer. */
+static fo_tensor *fo__named(fo_tape *tape, int is_buffer, const char *name, int rank,
+                            const int64_t *dim, fo_init init) {
+    fo__params *list;
+    fo_tensor  *t;
+    fo__param  *p;
+    char        full[256];
+    int         i;
     if (tape == NULL)
         return NULL;
+    list = is_buffer ? tape->buffers : tape->params;
     if (snprintf(full, sizeof full, "%s%s", tape->prefix, name) >= (int)sizeof full) {
         fo__fail(tape->fo, FO_ERR_ARGUMENT, "parameter name %.40s... is too long", name);
         return NULL;
@@ -2981,16 +3194,26 @@ fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *di
     t = fo__node(tape, NULL, 0);
     if (t == NULL || fo__set_dims(t, rank, dim) != FO_OK)
         return NULL;
-    p = fo__param_get(tape->fo, tape->params, tape->params_arena, full, rank, dim, init);
+    p = fo__param_get(tape->fo, list, tape->params_arena, full, rank, dim, init);
     if (p == NULL)
         return NULL;
     tape->failed = 0;
     for (i = 0; i < tape->count; i++)
-        if (tape->nodes[i]->plan.param_at == p->info.offset)
+        if (tape->nodes[i]->plan.param_at == p->info.offset &&
+            tape->nodes[i]->plan.is_buffer == is_buffer)
             return tape->nodes[i];
-    t->plan.needs_grad = 1;
+    t->plan.needs_grad = !is_buffer;
+    t->plan.is_buffer  = is_buffer;
     t->plan.param_at   = p->info.offset;
     return fo__node_done(t);
+}
+
+fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *dim, fo_init init) {
+    return fo__named(tape, 0, name, rank, dim, init);
+}
+
+fo_tensor *fo_buffer(fo_tape *tape, const char *name, int rank, const int64_t *dim, fo_init init) {
+    return fo__named(tape, 1, name, rank, dim, init);
 }
 
 fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_in,
@@ -3125,6 +3348,15 @@ static void fo__plan_pool(fo_tape *tape, fo__interval *span, int kept, int64_t *
         fo__place(span, used, size);
         t->plan.grad_at = span[used++].at;
     }
+    for (i = 0; i < 2 * n && !kept; i++) { /* what ops asked for, forward and backward */
+        fo_tensor *t = tape->nodes[i < n ? i : 2 * n - 1 - i];
+        if (t->scratch_size == 0 || (i >= n && !t->plan.needs_grad))
+            continue;
+        span[used].size  = (t->scratch_size + 15) / 16 * 16;
+        span[used].birth = span[used].death = i;
+        fo__place(span, used, size);
+        t->plan.work_at[i >= n] = span[used++].at;
+    }
 }
 
 /* Offsets only; fo__tape_bind turns them into pointers. */
@@ -3133,7 +3365,8 @@ static fo_result fo__tape_layout(fo_tape *tape, int train) {
     if (tape == NULL || tape->failed)
         return tape ? fo__fail(tape->fo, FO_ERR_ARGUMENT, "a tape cannot be planned after an op "
                                "failed to record") : FO_ERR_ARGUMENT;
-    span = (fo__interval *)fo__alloc(tape->fo, fo__times(2 * tape->count + 1, sizeof *span));
+    span = (fo__interval *)fo__alloc(
+        tape->fo, fo__times(4 * (int64_t)tape->count + 1, sizeof *span));
     if (span == NULL)
         return FO_ERR_MEMORY;
     tape->planned = 1;
@@ -3145,12 +3378,17 @@ static fo_result fo__tape_layout(fo_tape *tape, int train) {
     return FO_OK;
 }
 
-static void fo__tape_bind(fo_tape *tape, fo_real *values, fo_real *grads, fo_real *kept,
-                          fo_real *scratch) {
-    int i;
+static void fo__tape_bind(fo_tape *tape, fo_real *values, fo_real *grads, fo_real *buffers,
+                          fo_real *kept, fo_real *scratch) {
+    int i, k;
     for (i = 0; i < tape->count; i++) {
         fo_tensor *t = tape->nodes[i], *d = t->plan.data_of, *g = t->plan.grad_of;
-        if (d->plan.param_at >= 0) { /* a parameter, or a view of one */
+        for (k = 0; k < 2; k++)
+            t->plan.work[k] = t->plan.work_at[k] >= 0 ? scratch + t->plan.work_at[k] : NULL;
+        if (d->plan.is_buffer) { /* a buffer, or a view of one */
+            t->data = buffers + d->plan.param_at;
+            t->grad = NULL;
+        } else if (d->plan.param_at >= 0) { /* likewise a parameter */
             t->data = values + d->plan.param_at;
             t->grad = tape->train ? grads + d->plan.param_at : NULL;
         } else {
@@ -3171,33 +3409,46 @@ static void fo__params_init(const fo__params *params, uint64_t seed, fo_real *va
             fo_random_normal(seed, FO__STREAM_INIT + (uint64_t)i, 0, p->info.count, v);
         else if (p->init.kind == FO_INIT_UNIFORM)
             fo_random_uniform(seed, FO__STREAM_INIT + (uint64_t)i, 0, p->info.count, v);
-        for (j = 0; j < p->info.count; j++)
+        for (j = 0; j < p->info.count && p->init.kind != FO_INIT_ROW_NORMS; j++)
             v[j] = (fo_real)(p->init.kind == FO_INIT_CONSTANT ? p->init.scale
                              : p->init.kind == FO_INIT_NORMAL ? p->init.scale * (double)v[j]
                                                  : p->init.scale * (2 * (double)v[j] - 1));
+    }
+    for (i = 0; i + 1 < params->count; i++) { /* gains: lengths of the rows that come next */
+        const fo__param *g = &params->list[i], *p = &params->list[i + 1];
+        int64_t          row = p->info.count / FO__MAX(g->info.count, 1), k;
+        for (j = 0; j < g->info.count && g->init.kind == FO_INIT_ROW_NORMS; j++) {
+            double sum = 0;
+            for (k = 0; k < row; k++)
+                sum += (double)values[p->info.offset + j * row + k] *
+                       (double)values[p->info.offset + j * row + k];
+            values[g->info.offset + j] = (fo_real)sqrt(sum);
+        }
     }
 }
 
 fo_result fo_tape_plan(fo_tape *tape, int train) {
     fo_real *block;
-    int64_t  params;
+    int64_t  params, buffers;
     if (tape == NULL)
         return FO_ERR_ARGUMENT;
     if (tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_tape_plan was called twice on one tape");
     if (fo__tape_layout(tape, train) != FO_OK)
         return tape->fo->failed;
-    params = (tape->own.size + 15) / 16 * 16;
+    params  = (tape->own.size + 15) / 16 * 16;
+    buffers = (tape->own_buffers.size + 15) / 16 * 16;
     block  = (fo_real *)fo__arena_alloc(
-        &tape->arena, fo__times(2 * params + tape->kept_size + tape->scratch_size + 16,
+        &tape->arena, fo__times(2 * params + buffers + tape->kept_size + tape->scratch_size + 16,
                                 sizeof *block));
     if (block == NULL) {
         tape->planned = 0;
         return FO_ERR_MEMORY;
     }
     fo__params_init(&tape->own, tape->fo->desc.seed, block);
-    fo__tape_bind(tape, block, block + params, block + 2 * params,
-                  block + 2 * params + tape->kept_size);
+    fo__params_init(&tape->own_buffers, tape->fo->desc.seed, block + 2 * params);
+    fo__tape_bind(tape, block, block + params, block + 2 * params, block + 2 * params + buffers,
+                  block + 2 * params + buffers + tape->kept_size);
     return FO_OK;
 }
 
@@ -3231,7 +3482,8 @@ fo_result fo_forward(fo_tape *tape) {
     if (!tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_forward before fo_tape_plan");
     for (i = 0; i < tape->count && tape->fo->failed == FO_OK; i++) {
-        const fo_tensor *t = tape->nodes[i];
+        fo_tensor *t = tape->nodes[i];
+        t->scratch = t->plan.work[0];
         if (t->op && !(t->op->flags & FO_VIEW))
             fo__op_run(t, t->op->forward);
     }
@@ -3271,6 +3523,7 @@ fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
         fo_tensor *t = tape->nodes[i];
         if (t->op && t->grad && t->plan.grad_of->plan.written && !(t->op->flags & FO_VIEW)) {
             fo__open_gradients(t);
+            t->scratch = t->plan.work[1];
             fo__op_run(t, t->op->backward);
         }
     }
@@ -3480,7 +3733,7 @@ static void fo__leaky_relu_backward(const fo_tensor *out, int64_t begin, int64_t
                            out->in[0]->grad + begin);
 }
 
-/* ---- sum over everything but the first `keep` dimensions; mean is sum times a constant -------- */
+/* ---- sum over everything but the first `keep` dimensions; mean is sum times a constant ------- */
 
 static int64_t fo__row(const fo_tensor *t) { return t->count / t->dim[0]; }
 
@@ -3502,7 +3755,7 @@ static void fo__sum_backward(const fo_tensor *out, int64_t begin, int64_t end) {
             out->in[0]->grad[i * n + j] += out->grad[i];
 }
 
-/* ---- matmul: C[M,N] = A[M,K] B[K,N]; linear: y[B,O] = x[B,I] w[O,I]^T + b[O] ------------------ */
+/* ---- matmul: C[M,N] = A[M,K] B[K,N]; linear: y[B,O] = x[B,I] w[O,I]^T + b[O] ----------------- */
 
 static fo_result fo__matmul_shape(fo_tensor *out) {
     const fo_tensor *a = out->in[0], *b = out->in[1];
@@ -3565,7 +3818,7 @@ static void fo__linear_backward(const fo_tensor *out, int64_t begin, int64_t end
     }
 }
 
-/* ---- gather, scatter: one index list for every row -------------------------------------------- */
+/* ---- gather, scatter: one index list for every row ------------------------------------------- */
 
 typedef struct fo__index_args { int n, width; } fo__index_args; /* n indices follow */
 
@@ -3573,14 +3826,19 @@ static const int *fo__indices(const fo_tensor *out) {
     return (const int *)((const fo__index_args *)out->args + 1);
 }
 
-static fo_tensor *fo__apply_index(fo_tensor *a, const fo_op *op, const int *index, int n,
+static fo_tensor *fo__apply_index(fo_tensor *a, int which, const int *index, int n,
                                   int width) {
+    const fo_op    *op;
     fo__index_args *args;
-    fo_tensor      *out;
     size_t          size;
     int             i, j;
-    if (a == NULL || index == NULL || n < 1)
+    if (a == NULL)
         return NULL;
+    op = &a->tape->fo->ops[which];
+    if (index == NULL || n < 1) {
+        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_%s: at least one index is needed", op->name);
+        return NULL;
+    }
     size = sizeof *args + (size_t)n * sizeof(int);
     for (i = 0; i < n; i++)
         if (index[i] < (op->name[0] == 'g' ? -1 : 0) || index[i] >= width) {
@@ -3605,8 +3863,7 @@ static fo_tensor *fo__apply_index(fo_tensor *a, const fo_op *op, const int *inde
         fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", j);
         return NULL;
     }
-    out = fo_apply(a->tape, op, &a, 1, args, size);
-    return out;
+    return fo_apply(a->tape, op, &a, 1, args, size);
 }
 
 static fo_result fo__gather_shape(fo_tensor *out) {
@@ -3658,7 +3915,7 @@ static void fo__scatter_backward(const fo_tensor *out, int64_t begin, int64_t en
             out->in[0]->grad[r * n + j] += out->grad[r * w + index[j]];
 }
 
-/* ---- concat and slice along dimension 1: a row of z is a row of x, then a row of y ------------ */
+/* ---- concat and slice along dimension 1: a row of z is a row of x, then a row of y ----------- */
 
 static fo_result fo__concat_shape(fo_tensor *out) {
     const fo_tensor *x = out->in[0], *y = out->in[1];
@@ -3724,20 +3981,15 @@ static void fo__slice_backward(const fo_tensor *out, int64_t begin, int64_t end)
         FO__K(out)->axpy(n, 1, out->grad + r * n, x->grad + r * w + at);
 }
 
-/* ---- reshape: another name for the same numbers ----------------------------------------------- */
+/* ---- reshape: another name for the same numbers ---------------------------------------------- */
 
 typedef struct fo__reshape_args { int rank; int64_t dim[FO_MAX_RANK]; } fo__reshape_args;
 
 static fo_result fo__reshape_shape(fo_tensor *out) {
     const fo__reshape_args *args  = (const fo__reshape_args *)out->args;
-    int64_t                 count = 1;
-    int                     i;
-    for (i = 0; i < args->rank; i++) {
-        out->dim[i] = args->dim[i];
-        count *= args->dim[i];
-    }
-    out->rank = args->rank;
-    if (count != out->in[0]->count)
+    if (fo__set_dims(out, args->rank, args->dim) != FO_OK)
+        return out->tape->fo->failed;
+    if (out->count != out->in[0]->count)
         return fo__bad_shapes(out, "the new shape has another number of elements");
     return FO_OK;
 }
@@ -3745,7 +3997,615 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
 #define fo__reshape_forward NULL
 #define fo__reshape_backward NULL
 
-/* ---- the table: name, shape function, what it promises ---------------------------------------- */
+/* ---- conv2d, conv2d_transpose ------------------------------------------------------------------
+
+   y[o,Y,X] = b[o] + sum over c,ky,kx of w[o,c,ky,kx] x[c, Y*stride + ky - padding, ...]
+
+   A convolution is a matrix product whose rows are shifted views of a padded picture. A sample
+   is copied once into a frame of zeros; row (c,ky,kx) of B is that frame from its pixel (ky,kx)
+   on, in runs of one line of the output, and the product packs it from there: no matrix of
+   patches is ever made.
+     y   A = w, B = views of x in a frame
+     dx  A = w read as [c, (o,ky,kx)], B = views of dy, its pixels `stride` apart in a frame; the
+         views in reverse order turn the kernel by half a turn
+     dw  turned: A = views of x, read in place, B = dy turned, a sample after the other
+   A transposed convolution is the same with the roles of x and y exchanged. Threads share out
+   samples, or rows of dw: the bits of a result depend on neither.
+   --------------------------------------------------------------------------------------------- */
+typedef struct fo__conv_args { int64_t stride, padding; } fo__conv_args;
+
+/* Pixel (y,x) of a map goes to (y * spread + top, x * spread + left) of a frame. Of a frame's
+   columns, those that are equal modulo `comb` lie side by side: a stride reads such a group. */
+typedef struct fo__frame { int64_t maps, h, w, spread, comb, top, left, rows, columns; } fo__frame;
+
+static int64_t fo__frame_column(const fo__frame *f, int64_t x) {
+    return x % f->comb * (f->columns / f->comb) + x / f->comb;
+}
+
+typedef struct fo__conv {
+    fo_context    *fo;
+    int64_t        batch, c, h, w, o, oh, ow, kh, kw, stride, padding;
+    int64_t        threads, frame_size, taps; /* taps: kh * kw */
+    const fo_real *weight, *bias;
+    int64_t       *at;     /* where the rows of views begin       */
+    fo_real       *frames; /* one a thread                        */
+    fo_real       *dw;     /* [c*kh*kw, o]: dw turned             */
+    fo__frame      frame;
+    fo__product    g;      /* what the products of all samples share */
+    const fo_real *from;
+    fo_real       *to;
+} fo__conv;
+
+static int64_t fo__conv_columns(const fo__conv *v) {
+    return (v->w + 2 * v->padding + v->stride - 1) / v->stride * v->stride;
+}
+
+/* x is on the side of the larger maps, y on the other: input and output, or the reverse. */
+static void fo__conv_of(fo__conv *v, const fo_tensor *out, const fo_tensor *x,
+                        const fo_tensor *y) {
+    const fo__conv_args *args = (const fo__conv_args *)out->args;
+    const fo_tensor     *w    = out->in[1];
+    int64_t              before, behind;
+    memset(v, 0, sizeof *v);
+    v->fo = out->tape->fo;
+    v->batch = x->dim[0], v->c = x->dim[1], v->h = x->dim[2], v->w = x->dim[3];
+    v->o = y->dim[1], v->oh = y->dim[2], v->ow = y->dim[3];
+    v->kh = w->dim[2], v->kw = w->dim[3], v->taps = v->kh * v->kw;
+    v->stride = args->stride, v->padding = args->padding;
+    v->threads    = FO__MIN(FO__MAX(v->fo->desc.threads, 1), v->batch);
+    before        = v->c * (v->h + 2 * v->padding) * fo__conv_columns(v);
+    behind        = v->o * (v->h + v->kh - 1) * (v->w + v->kw - 1);
+    v->frame_size = (FO__MAX(before, behind) + FO__SLACK + 15) / 16 * 16;
+    v->weight     = w->data;
+    v->bias       = out->n_in == 3 ? out->in[2]->data : NULL;
+    v->g.kernels  = v->fo->kernels;
+    v->g.a_run = v->g.b_run = FO__ONE_RUN;
+    if (out->scratch) {
+        v->frames = out->scratch;
+        v->dw     = v->frames + v->threads * v->frame_size;
+        v->at     = (int64_t *)(void *)(v->dw + (v->taps * v->c * v->o + 15) / 16 * 16);
+    }
+}
+
+/* Frames, dw and the table, which has the size of the longer of its two uses. */
+static int64_t fo__conv_scratch(const fo__conv *v) {
+    const int64_t table = FO__MAX(v->c, v->o) * v->taps * (int64_t)(sizeof(int64_t));
+    return v->threads * v->frame_size + (v->taps * v->c * v->o + 15) / 16 * 16 +
+           table / (int64_t)sizeof(fo_real) + 1;
+}
+
+/* Copies maps [begin,end) into a frame, whose zeros around and between the pixels stay. */
+static void fo__frame_fill(const fo__frame *f, const fo_real *x, int64_t begin, int64_t end,
+                           fo_real *frame) {
+    const int inside = f->spread * f->comb == 1 && f->left >= 0 && f->left + f->w <= f->columns;
+    int64_t   c, y, i, k;
+    for (c = begin; c < end; c++)
+        for (y = 0; y < f->h; y++) {
+            const fo_real *from = x + (c * f->h + y) * f->w;
+            int64_t        row = y * f->spread + f->top, at;
+            fo_real       *to  = frame + (c * f->rows + row) * f->columns;
+            if (row < 0 || row >= f->rows)
+                continue;
+            if (inside) {
+                memcpy(to + f->left, from, (size_t)f->w * sizeof *to);
+                continue;
+            }
+            for (k = 0; k < FO__MIN(f->comb, f->w); k++) { /* spread or comb is 1 */
+                at = fo__frame_column(f, k + f->left);
+                for (i = k; i < f->w; i += f->comb, at += f->spread)
+                    if (at >= 0 && at < f->columns)
+                        to[at] = from[i];
+            }
+        }
+}
+
+/* A frame for x, whose views give y; and the views' beginnings. */
+static void fo__conv_views_of_x(fo__conv *v) {
+    fo__frame *f = &v->frame;
+    int64_t    c, t;
+    f->maps = v->c, f->h = v->h, f->w = v->w, f->spread = 1, f->comb = v->stride;
+    f->top = f->left = v->padding;
+    f->rows = v->h + 2 * v->padding, f->columns = fo__conv_columns(v);
+    for (c = 0; c < v->c; c++)
+        for (t = 0; t < v->taps; t++)
+            v->at[c * v->taps + t] =
+                (c * f->rows + t / v->kw) * f->columns + fo__frame_column(f, t % v->kw);
+}
+
+/* The same for y, whose views give x. */
+static void fo__conv_views_of_y(fo__conv *v) {
+    fo__frame *f = &v->frame;
+    int64_t    o, t;
+    f->maps = v->o, f->h = v->oh, f->w = v->ow, f->spread = v->stride, f->comb = 1;
+    f->top = v->kh - 1 - v->padding, f->left = v->kw - 1 - v->padding;
+    f->rows = v->h + v->kh - 1, f->columns = v->w + v->kw - 1;
+    for (o = 0; o < v->o; o++)
+        for (t = 0; t < v->taps; t++)
+            v->at[o * v->taps + v->taps - 1 - t] =
+                (o * f->rows + t / v->kw) * f->columns + t % v->kw;
+}
+
+/* 1x1 without padding needs no frame: its views are the maps where they lie. */
+static int fo__conv_is_plain(const fo__conv *v) {
+    return v->taps == 1 && v->stride == 1 && v->padding == 0;
+}
+
+/* Samples of threads [begin,end). */
+static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
+    const fo__conv *v     = (const fo__conv *)arg;
+    const int64_t   input = v->frame.maps * v->frame.h * v->frame.w, output = v->g.m * v->g.n;
+    int64_t         t, b, i, j;
+    for (t = begin; t < end; t++) {
+        fo_real    *frame = v->frames + t * v->frame_size;
+        fo__product g     = v->g;
+        if (g.b_at)
+            memset(frame, 0, (size_t)v->frame_size * sizeof *frame);
+        for (b = v->batch * t / v->threads; b < v->batch * (t + 1) / v->threads; b++) {
+            g.b = v->from + b * input;
+            g.c = v->to + b * output;
+            if (g.b_at) {
+                fo__frame_fill(&v->frame, g.b, 0, v->frame.maps, frame);
+                g.b = frame;
+            }
+            if (v->bias) {
+                for (i = 0; i < g.m; i++)
+                    for (j = 0; j < g.n; j++)
+                        g.c[i * g.n + j] = v->bias[i];
+                g.add = 1;
+            }
+            g.kernels->product(&g, 0, g.m, 0, g.n);
+        }
+    }
+}
+
+static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add) {
+    v->from = from;
+    v->to   = to;
+    v->g.a     = v->weight;
+    v->g.c_row = v->g.n;
+    v->g.add   = add;
+    if (fo__conv_is_plain(v))
+        v->g.b_row = v->g.n;
+    else
+        v->g.b_at = v->at;
+    fo_parallel_for(v->fo, v->threads, 1, fo__conv_samples, v);
+}
+
+/* y = (add ? y : 0) + w * x */
+static void fo__conv_to_y(fo__conv *v, const fo_real *x, fo_real *y, int add) {
+    fo__conv_views_of_x(v);
+    v->g.m = v->o, v->g.n = v->oh * v->ow, v->g.k = v->c * v->taps;
+    v->g.a_row = v->g.k, v->g.a_col = 1;
+    v->g.b_run = v->ow, v->g.b_step = v->stride * v->frame.columns, v->g.b_col = 1;
+    fo__conv_run(v, x, y, add);
+}
+
+/* x = (add ? x : 0) + what each number of y was made of */
+static void fo__conv_to_x(fo__conv *v, const fo_real *y, fo_real *x, int add) {
+    fo__conv_views_of_y(v);
+    v->g.m = v->c, v->g.n = v->h * v->w, v->g.k = v->o * v->taps;
+    v->g.a_row = v->taps, v->g.a_col = 1, v->g.a_run = v->taps, v->g.a_step = v->c * v->taps;
+    v->g.b_run = v->w, v->g.b_step = v->frame.columns, v->g.b_col = 1;
+    fo__conv_run(v, y, x, add);
+}
+
+/* Rows of dw, turned, for threads [begin,end): each copies the maps that its rows look at. */
+static void fo__conv_rows(void *arg, int64_t begin, int64_t end) {
+    const fo__conv *v     = (const fo__conv *)arg;
+    const int64_t   mr    = v->g.kernels->mr, tiles = (v->g.m + mr - 1) / mr;
+    const int64_t   input = v->c * v->h * v->w, output = v->o * v->oh * v->ow;
+    int64_t         t, b;
+    for (t = begin; t < end; t++) {
+        fo_real      *frame = v->frames + t * v->frame_size;
+        const int64_t first = tiles * t / v->threads * mr;
+        const int64_t last  = FO__MIN(tiles * (t + 1) / v->threads * mr, v->g.m);
+        fo__product   g     = v->g;
+        if (first >= last)
+            continue;
+        if (g.a_at)
+            memset(frame, 0, (size_t)v->frame_size * sizeof *frame);
+        for (b = 0; b < v->batch; b++) {
+            g.a   = v->from + b * input;
+            g.b   = v->to + b * output;
+            g.add = b > 0;
+            if (g.a_at) {
+                fo__frame_fill(&v->frame, g.a, first / v->taps, (last - 1) / v->taps + 1, frame);
+                g.a = frame;
+            }
+            g.kernels->product(&g, first, last, 0, g.n);
+        }
+    }
+}
+
+/* dw[o,c,ky,kx] = (add ? dw : 0) + sum over samples and pixels of y of dy times x */
+static void fo__conv_to_w(fo__conv *v, const fo_real *x, fo_real *dy, fo_real *dw, int add) {
+    const int64_t rows = v->c * v->taps;
+    int64_t       o, p;
+    fo__conv_views_of_x(v);
+    v->from = x;
+    v->to   = dy;
+    v->g.m = rows, v->g.n = v->o, v->g.k = v->oh * v->ow;
+    v->g.b_row = 1, v->g.b_col = v->g.k, v->g.b_run = FO__ONE_RUN;
+    v->g.c = v->dw, v->g.c_row = v->o;
+    v->g.a_row = v->g.k, v->g.a_col = 1, v->g.a_run = FO__ONE_RUN, v->g.a_step = 0;
+    if (!fo__conv_is_plain(v)) {
+        v->g.a_at  = v->at;
+        v->g.a_run = v->ow, v->g.a_step = v->stride * v->frame.columns;
+    }
+    fo_parallel_for(v->fo, v->threads, 1, fo__conv_rows, v);
+    for (o = 0; o < v->o; o++)
+        for (p = 0; p < rows; p++)
+            dw[o * rows + p] = (add ? dw[o * rows + p] : 0) + v->dw[p * v->o + o];
+}
+
+/* db[o] = sum over samples and pixels of dy */
+static void fo__conv_bias(void *arg, int64_t begin, int64_t end) {
+    const fo_tensor *out = (const fo_tensor *)arg, *b = out->in[2];
+    int64_t          i, o, n = out->dim[2] * out->dim[3];
+    for (o = begin; o < end; o++) {
+        double sum = 0;
+        for (i = 0; i < out->dim[0]; i++)
+            sum += FO__K(out)->sum(n, out->grad + (i * out->dim[1] + o) * n);
+        b->grad[o] = (out->fresh & 4 ? 0 : b->grad[o]) + (fo_real)sum;
+    }
+}
+
+static fo_result fo__conv_check(fo_tensor *out, int transposed) {
+    const fo_tensor     *x = out->in[0], *w = out->in[1];
+    const fo__conv_args *args = (const fo__conv_args *)out->args;
+    const int64_t        s = args->stride, p = args->padding;
+    int                  i;
+    fo__conv             v;
+    if (x->rank != 4 || w->rank != 4 || x->dim[1] != w->dim[transposed ? 0 : 1] ||
+        (out->n_in == 3 && out->in[2]->count != w->dim[transposed ? 1 : 0]))
+        return fo__bad_shapes(out, transposed ? "x[B,C,H,W], w[C,O,h,w] and b[O] are needed"
+                                              : "x[B,C,H,W], w[O,C,h,w] and b[O] are needed");
+    if (s < 1 || s > 4096 || p < 0 || p > 4096)
+        return fo__bad_shapes(out, "a stride of 1 to 4096 and a padding of 0 to 4096 are possible");
+    out->rank   = 4;
+    out->dim[0] = x->dim[0];
+    out->dim[1] = w->dim[transposed ? 1 : 0];
+    for (i = 2; i < 4; i++) {
+        const int64_t n = x->dim[i], k = w->dim[i];
+        if (transposed ? (n - 1) * s + k <= 2 * p : n + 2 * p < k)
+            return fo__bad_shapes(out, "the kernel does not fit: nothing would be left");
+        out->dim[i] = transposed ? (n - 1) * s + k - 2 * p : (n + 2 * p - k) / s + 1;
+    }
+    fo__conv_of(&v, out, transposed ? out : x, transposed ? x : out);
+    out->scratch_size = fo__conv_scratch(&v);
+    return FO_OK;
+}
+
+static fo_result fo__conv2d_shape(fo_tensor *out) { return fo__conv_check(out, 0); }
+
+static void fo__conv2d_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    fo__conv v;
+    (void)begin, (void)end;
+    fo__conv_of(&v, out, out->in[0], out);
+    fo__conv_to_y(&v, out->in[0]->data, out->data, 0);
+}
+
+static void fo__conv2d_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo_tensor *x = out->in[0], *w = out->in[1];
+    fo__conv         v;
+    (void)begin, (void)end;
+    fo__conv_of(&v, out, x, out);
+    v.bias = NULL;
+    if (w->grad)
+        fo__conv_to_w(&v, x->data, out->grad, w->grad, !(out->fresh & 2));
+    if (out->n_in == 3 && out->in[2]->grad)
+        fo_parallel_for(v.fo, v.o, 1, fo__conv_bias, (void *)out);
+    fo__conv_of(&v, out, x, out);
+    v.bias = NULL;
+    if (x->grad)
+        fo__conv_to_x(&v, out->grad, x->grad, !(out->fresh & 1));
+}
+
+static fo_result fo__conv2d_transpose_shape(fo_tensor *out) { return fo__conv_check(out, 1); }
+
+static void fo__conv2d_transpose_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    fo__conv v;
+    (void)begin, (void)end;
+    fo__conv_of(&v, out, out, out->in[0]);
+    fo__conv_to_x(&v, out->in[0]->data, out->data, 0);
+}
+
+static void fo__conv2d_transpose_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo_tensor *x = out->in[0], *w = out->in[1];
+    fo__conv         v;
+    (void)begin, (void)end;
+    fo__conv_of(&v, out, out, x);
+    v.bias = NULL;
+    if (w->grad)
+        fo__conv_to_w(&v, out->grad, x->data, w->grad, !(out->fresh & 2));
+    if (out->n_in == 3 && out->in[2]->grad)
+        fo_parallel_for(v.fo, v.c, 1, fo__conv_bias, (void *)out);
+    fo__conv_of(&v, out, out, x);
+    v.bias = NULL;
+    if (x->grad)
+        fo__conv_to_y(&v, out->grad, x->grad, !(out->fresh & 1));
+}
+
+static fo_tensor *fo__conv_apply(int which, fo_tensor *x, fo_tensor *w, fo_tensor *b,
+                                 int stride, int padding) {
+    fo_tensor    *in[3];
+    fo__conv_args args;
+    in[0] = x, in[1] = w, in[2] = b;
+    args.stride  = stride;
+    args.padding = padding;
+    return x && w ? fo_apply(x->tape, &x->tape->fo->ops[which], in, b ? 3 : 2, &args, sizeof args)
+                  : NULL;
+}
+
+/* ---- batch_norm: y = factor ((x - m) / sqrt(v + eps) w + b) per channel, and ReLU if asked -----
+
+   Ioffe and Szegedy 2015. m and v are those of this batch, or the running ones. What is saved is
+   x and a few numbers a channel: the ReLU is undone by computing its input again.
+     dz = dy where y > 0 (everywhere without ReLU), h = (x - m) / sqrt(v + eps), n numbers
+     db = factor sum dz,  dw = factor sum dz h
+     dx = factor w / sqrt(v + eps) (dz - mean dz - h mean dz h); with running statistics: only dz
+   A channel that is constant has v = 0, and y = factor b.
+   --------------------------------------------------------------------------------------------- */
+typedef struct fo__norm_channel {
+    double   mean, inverse; /* 1 / sqrt(v + eps)                  */
+    double   sum[2];
+    fo__norm_line line;          /* what forward did, for the kernels  */
+} fo__norm_channel;
+
+typedef struct fo__norm_args {
+    const fo_norm    *how;
+    fo__norm_channel *channel; /* forward leaves it to backward */
+    double            factor;
+    int               relu;
+} fo__norm_args;
+
+#define FO__NORM_EPS 1e-5
+#define FO__NORM_MOMENTUM 0.1
+
+static const fo__norm_args *fo__norm_args_of(const fo_tensor *out) {
+    return (const fo__norm_args *)out->args;
+}
+
+static int64_t fo__norm_rows(const fo_tensor *out) {
+    const int64_t rows = fo__norm_args_of(out)->how->rows;
+    return rows > 0 ? FO__MIN(rows, out->dim[0]) : out->dim[0];
+}
+
+static fo_result fo__batch_norm_shape(fo_tensor *out) {
+    int i;
+    for (i = 1; i < 5; i++)
+        if (out->in[0]->rank < 2 || out->in[i]->count != out->in[0]->dim[1])
+            return fo__bad_shapes(out, "x[B,C,...] and four times [C] are needed");
+    return fo__like_first(out);
+}
+
+/* Mean and variance of channels [begin,end) of this batch. Sums start at the channel's first
+   number: nothing cancels, and a constant channel has a variance of exactly 0. */
+static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo__norm_args *args = fo__norm_args_of(out);
+    const fo_norm       *how  = args->how;
+    const fo_tensor     *x    = out->in[0];
+    const int64_t        c = x->dim[1], n = fo__row(x) / c, rows = fo__norm_rows(out);
+    const double         count = (double)(rows * n), before = (double)(how->measured * n);
+    int64_t              i, b;
+    for (i = begin; i < end; i++)
+        args->channel[i].sum[0] = args->channel[i].sum[1] = 0;
+    for (b = 0; b < rows; b++)
+        for (i = begin; i < end; i++)
+            FO__K(out)->moments(n, x->data[i * n], x->data + (b * c + i) * n,
+                                args->channel[i].sum);
+    for (i = begin; i < end; i++) {
+        fo__norm_channel *s = &args->channel[i];
+        fo_real          *mean = &out->in[3]->data[i], *var = &out->in[4]->data[i];
+        const double      d = s->sum[0] / count, v = FO__MAX(s->sum[1] / count - d * d, 0);
+        s->mean    = (double)x->data[i * n] + d;
+        s->inverse = 1 / sqrt((v == v ? v : s->sum[1]) + FO__NORM_EPS);
+        if (how->mode == FO_NORM_TRAIN && !how->again) {
+            const double k = FO__NORM_MOMENTUM, unbiased = v * count / FO__MAX(count - 1, 1);
+            *mean = (fo_real)((1 - k) * (double)*mean + k * s->mean);
+            *var  = (fo_real)((1 - k) * (double)*var + k * unbiased);
+        }
+        if (how->mode == FO_NORM_MEASURE && !how->again) { /* two sets become one */
+            const double all = before + count, gap = before > 0 ? s->mean - (double)*mean : 0;
+            const double old = before > 0 ? (double)*var * (before - 1) : 0;
+            *mean = (fo_real)(before > 0 ? (double)*mean + gap * count / all : s->mean);
+            *var  = (fo_real)((old + v * count + gap * gap * before * count / all) /
+                             FO__MAX(all - 1, 1));
+        }
+    }
+}
+
+static void fo__norm_forward(void *arg, int64_t begin, int64_t end) {
+    const fo_tensor     *out  = (const fo_tensor *)arg, *x = out->in[0];
+    const fo__norm_args *args = fo__norm_args_of(out);
+    const int64_t        c = x->dim[1], n = fo__row(x) / c;
+    int64_t              i, b;
+    if (args->how->mode != FO_NORM_RUNNING)
+        fo__norm_measure(out, begin, end);
+    for (i = begin; i < end; i++) {
+        fo__norm_channel *s = &args->channel[i];
+        if (args->how->mode == FO_NORM_RUNNING) {
+            s->mean    = (double)out->in[3]->data[i];
+            s->inverse = 1 / sqrt((double)out->in[4]->data[i] + FO__NORM_EPS);
+        }
+        s->line.mean  = (fo_real)s->mean;
+        s->line.gain  = (fo_real)(args->factor * s->inverse * (double)out->in[1]->data[i]);
+        s->line.shift = (fo_real)(args->factor * (double)out->in[2]->data[i] -
+                                  (s->mean - (double)s->line.mean) * (double)s->line.gain);
+        s->line.floor = args->relu ? 0 : -(fo_real)HUGE_VAL;
+    }
+    for (b = 0; b < x->dim[0]; b++)
+        for (i = begin; i < end; i++)
+            FO__K(out)->norm(n, &args->channel[i].line, x->data + (b * c + i) * n,
+                             out->data + (b * c + i) * n);
+}
+
+static void fo__norm_backward(void *arg, int64_t begin, int64_t end) {
+    const fo_tensor     *out  = (const fo_tensor *)arg, *x = out->in[0];
+    const fo__norm_args *args = fo__norm_args_of(out);
+    const int64_t        c = x->dim[1], n = fo__row(x) / c, rows = fo__norm_rows(out);
+    const int            add = !(out->fresh & 1), moves = args->how->mode != FO_NORM_RUNNING;
+    int64_t              i, b;
+    for (i = begin; i < end; i++)
+        args->channel[i].sum[0] = args->channel[i].sum[1] = 0;
+    for (b = 0; b < x->dim[0]; b++)
+        for (i = begin; i < end; i++)
+            FO__K(out)->norm_sums(n, &args->channel[i].line, x->data + (b * c + i) * n,
+                                  out->grad + (b * c + i) * n, args->channel[i].sum);
+    for (i = begin; i < end; i++) {
+        fo__norm_channel *s = &args->channel[i];
+        fo_real          *dw = out->in[1]->grad, *db = out->in[2]->grad;
+        s->sum[1] = (s->sum[1] - (s->mean - (double)s->line.mean) * s->sum[0]) * s->inverse;
+        if (dw)
+            dw[i] = (out->fresh & 2 ? 0 : dw[i]) + (fo_real)(args->factor * s->sum[1]);
+        if (db)
+            db[i] = (out->fresh & 4 ? 0 : db[i]) + (fo_real)(args->factor * s->sum[0]);
+    }
+    for (b = 0; b < x->dim[0] && x->grad; b++)
+        for (i = begin; i < end; i++) {
+            const fo__norm_channel *s = &args->channel[i];
+            const double            gain = (double)s->line.gain, count = (double)(rows * n);
+            fo_real                 k[3];
+            k[0] = s->line.gain;
+            k[1] = (fo_real)(moves && b < rows ? -gain * s->inverse * s->sum[1] / count : 0);
+            k[2] = (fo_real)(moves && b < rows ? -gain * s->sum[0] / count : 0);
+            FO__K(out)->norm_grad(n, &s->line, k, add, x->data + (b * c + i) * n,
+                                  out->grad + (b * c + i) * n, x->grad + (b * c + i) * n);
+        }
+}
+
+static void fo__batch_norm_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    (void)begin, (void)end;
+    fo_parallel_for(out->tape->fo, out->dim[1], 1, fo__norm_forward, (void *)out);
+}
+
+static void fo__batch_norm_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    (void)begin, (void)end;
+    fo_parallel_for(out->tape->fo, out->dim[1], 1, fo__norm_backward, (void *)out);
+}
+
+/* ---- weight_norm: w[o] = g[o] v[o] / |v[o]| for each row o (Salimans and Kingma 2016) ----------
+
+     dg = dw . v / |v|,  dv = g / |v| (dw - v (dw . v) / |v|^2);  a row of zeros stays one;
+     where a row is one number, w = g sign(v) and dv = 0 */
+
+static fo_result fo__weight_norm_shape(fo_tensor *out) {
+    if (out->in[1]->count != out->in[0]->dim[0])
+        return fo__bad_shapes(out, "v[O,...] and g with O numbers are needed");
+    return fo__like_first(out);
+}
+
+static double fo__weight_norm_inverse(const fo_tensor *out, int64_t o) {
+    const int64_t n      = fo__row(out);
+    const double  square = FO__K(out)->sumsq(n, out->in[0]->data + o * n);
+    return square == 0 ? 0 : 1 / sqrt(square);
+}
+
+static void fo__weight_norm_rows(const fo_tensor *out, int64_t begin, int64_t end) {
+    int64_t o, n = fo__row(out);
+    for (o = begin; o < end; o++)
+        FO__K(out)->scale(n, (fo_real)((double)out->in[1]->data[o] *
+                                       fo__weight_norm_inverse(out, o)),
+                          out->in[0]->data + o * n, out->data + o * n);
+}
+
+static void fo__weight_norm_undo(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo_tensor *v = out->in[0], *g = out->in[1];
+    int64_t          o, n = fo__row(out);
+    for (o = begin; o < end; o++) {
+        const fo_real *dw = out->grad + o * n, *row = v->data + o * n;
+        const double   inverse = fo__weight_norm_inverse(out, o);
+        const double   along = FO__K(out)->dot(n, dw, row) * inverse; /* dw . v / |v| */
+        const double   gain = (double)g->data[o] * inverse;
+        if (g->grad)
+            g->grad[o] += (fo_real)along;
+        if (v->grad && n > 1) {
+            FO__K(out)->axpy(n, (fo_real)gain, dw, v->grad + o * n);
+            FO__K(out)->axpy(n, (fo_real)(-gain * along * inverse), row, v->grad + o * n);
+        }
+    }
+}
+
+static void fo__weight_norm_run(const fo_tensor *out,
+                                void (*run)(const fo_tensor *out, int64_t begin, int64_t end)) {
+    fo__op_call call;
+    call.out = out;
+    call.run = run;
+    fo_parallel_for(out->tape->fo, out->dim[0], 8192 / fo__row(out) + 1, fo__op_range, &call);
+}
+
+static void fo__weight_norm_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    (void)begin, (void)end;
+    fo__weight_norm_run(out, fo__weight_norm_rows);
+}
+
+static void fo__weight_norm_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    (void)begin, (void)end;
+    fo__weight_norm_run(out, fo__weight_norm_undo);
+}
+
+/* ---- gate: z = h + g (r - h), what is kept of h and what is new ------------------------------ */
+
+static fo_result fo__gate_shape(fo_tensor *out) {
+    if (out->in[1]->count != out->in[0]->count || out->in[2]->count != out->in[0]->count)
+        return fo__bad_shapes(out, "h, r and g of one shape are needed");
+    return fo__like_first(out);
+}
+
+static void fo__gate_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo_real *h = out->in[0]->data, *r = out->in[1]->data, *g = out->in[2]->data;
+    int64_t        i;
+    for (i = begin; i < end; i++)
+        out->data[i] = h[i] + g[i] * (r[i] - h[i]);
+}
+
+static void fo__gate_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo_real *h = out->in[0]->data, *r = out->in[1]->data, *g = out->in[2]->data;
+    fo_real       *dh = out->in[0]->grad, *dr = out->in[1]->grad, *dg = out->in[2]->grad;
+    int64_t        i;
+    for (i = begin; i < end; i++) {
+        const fo_real dz = out->grad[i];
+        if (dh)
+            dh[i] += dz * (1 - g[i]);
+        if (dr)
+            dr[i] += dz * g[i];
+        if (dg)
+            dg[i] += dz * (r[i] - h[i]);
+    }
+}
+
+/* ---- crelu: relu of x, then relu of -x, along dimension 1 (Shang et al. 2016) ---------------- */
+
+static fo_result fo__crelu_shape(fo_tensor *out) {
+    if (out->in[0]->rank < 2)
+        return fo__bad_shapes(out, "x[B,C,...] is needed");
+    fo__like_first(out);
+    out->dim[1] *= 2;
+    return FO_OK;
+}
+
+static void fo__crelu_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    int64_t r, n = fo__row(out->in[0]);
+    (void)begin, (void)end;
+    for (r = 0; r < out->dim[0]; r++) {
+        fo_real *y = out->data + 2 * r * n;
+        FO__K(out)->leaky(n, 0, out->in[0]->data + r * n, y);
+        FO__K(out)->scale(n, -1, out->in[0]->data + r * n, y + n);
+        FO__K(out)->leaky(n, 0, y + n, y + n);
+    }
+}
+
+static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    int64_t r, i, n = fo__row(out->in[0]);
+    (void)begin, (void)end;
+    for (r = 0; r < out->dim[0]; r++) {
+        const fo_real *y = out->data + 2 * r * n, *dy = out->grad + 2 * r * n;
+        fo_real       *dx = out->in[0]->grad + r * n;
+        for (i = 0; i < n; i++)
+            dx[i] += y[i] > 0 ? dy[i] : y[n + i] > 0 ? -dy[n + i] : 0;
+    }
+}
+/* ---- the table: name, shape function, what it promises --------------------------------------- */
 
 #define FO__OPS(X)                                                                                 \
     X(add, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                                   \
@@ -3761,6 +4621,12 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
     X(sum, sum, FO_ELEMENTWISE)                                                                    \
     X(matmul, matmul, FO_READS_INPUT | FO_SETS_FRESH)                                              \
     X(linear, linear, FO_READS_INPUT | FO_SETS_FRESH)                                              \
+    X(conv2d, conv2d, FO_READS_INPUT | FO_SETS_FRESH)                                              \
+    X(conv2d_transpose, conv2d_transpose, FO_READS_INPUT | FO_SETS_FRESH)                          \
+    X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH)                                      \
+    X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
+    X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
+    X(crelu, crelu, FO_READS_OUTPUT)                                                               \
     X(gather, gather, 0)                                                                           \
     X(scatter, scatter, 0)                                                                         \
     X(concat, concat, 0)                                                                           \
@@ -3774,21 +4640,24 @@ enum {
 #undef FO__ENUM
     FO__OP_COUNT
 };
-static const fo_op fo__op[FO__OP_COUNT] = {
+static void fo__ops_table(fo_op *out) {
+    const fo_op table[FO__OP_COUNT] = {
 #define FO__ROW(name, shape, flags)                                                                \
     {#name, flags, fo__##shape##_shape, fo__##name##_forward, fo__##name##_backward},
     FO__OPS(FO__ROW)
 #undef FO__ROW
-};
+    };
+    memcpy(out, table, sizeof table);
+}
 
 static fo_tensor *fo__apply1(int op, fo_tensor *a, const void *args, size_t size) {
-    return a ? fo_apply(a->tape, &fo__op[op], &a, 1, args, size) : NULL;
+    return a ? fo_apply(a->tape, &a->tape->fo->ops[op], &a, 1, args, size) : NULL;
 }
 
 static fo_tensor *fo__apply2(int op, fo_tensor *a, fo_tensor *b) {
     fo_tensor *in[2];
     in[0] = a, in[1] = b;
-    return a && b ? fo_apply(a->tape, &fo__op[op], in, 2, NULL, 0) : NULL;
+    return a && b ? fo_apply(a->tape, &a->tape->fo->ops[op], in, 2, NULL, 0) : NULL;
 }
 
 fo_tensor *fo_add(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_add, a, b); }
@@ -3828,15 +4697,16 @@ fo_tensor *fo_mean(fo_tensor *a, int keep) {
 fo_tensor *fo_linear(fo_tensor *x, fo_tensor *w, fo_tensor *b) {
     fo_tensor *in[3];
     in[0] = x, in[1] = w, in[2] = b;
-    return x && w ? fo_apply(x->tape, &fo__op[FO__OP_linear], in, b ? 3 : 2, NULL, 0) : NULL;
+    return x && w ? fo_apply(x->tape, &x->tape->fo->ops[FO__OP_linear], in, b ? 3 : 2, NULL, 0)
+                  : NULL;
 }
 
 fo_tensor *fo_gather(fo_tensor *a, const int *index, int n) {
-    return fo__apply_index(a, &fo__op[FO__OP_gather], index, n, a ? (int)fo__row(a) : 0);
+    return fo__apply_index(a, FO__OP_gather, index, n, a ? (int)fo__row(a) : 0);
 }
 
 fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width) {
-    return fo__apply_index(a, &fo__op[FO__OP_scatter], index, a ? (int)fo__row(a) : 0, width);
+    return fo__apply_index(a, FO__OP_scatter, index, a ? (int)fo__row(a) : 0, width);
 }
 
 fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
@@ -3855,6 +4725,45 @@ fo_tensor *fo_reshape(fo_tensor *a, int rank, const int64_t *dim) {
     memcpy(args.dim, dim, (size_t)rank * sizeof *dim);
     return fo__apply1(FO__OP_reshape, a, &args, sizeof args);
 }
+
+fo_tensor *fo_conv2d(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride, int padding) {
+    return fo__conv_apply(FO__OP_conv2d, x, w, b, stride, padding);
+}
+
+fo_tensor *fo_conv2d_transpose(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride,
+                               int padding) {
+    return fo__conv_apply(FO__OP_conv2d_transpose, x, w, b, stride, padding);
+}
+
+fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *running_mean,
+                         fo_tensor *running_var, const fo_norm *how, double factor, int relu) {
+    fo_tensor    *in[5];
+    fo__norm_args args;
+    in[0] = x, in[1] = w, in[2] = b, in[3] = running_mean, in[4] = running_var;
+    if (x == NULL || w == NULL || b == NULL || how == NULL || x->rank < 2)
+        return NULL;
+    memset(&args, 0, sizeof args);
+    args.how     = how;
+    args.factor  = factor;
+    args.relu    = relu;
+    args.channel = (fo__norm_channel *)fo__arena_alloc(
+        &x->tape->arena, fo__times(x->dim[1], sizeof *args.channel));
+    if (args.channel == NULL)
+        x->tape->failed = 1;
+    return fo_apply(x->tape, &x->tape->fo->ops[FO__OP_batch_norm], in, 5, &args, sizeof args);
+}
+
+fo_tensor *fo_weight_norm(fo_tensor *v, fo_tensor *g) {
+    return fo__apply2(FO__OP_weight_norm, v, g);
+}
+
+fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g) {
+    fo_tensor *in[3];
+    in[0] = h, in[1] = r, in[2] = g;
+    return h && r && g ? fo_apply(h->tape, &h->tape->fo->ops[FO__OP_gate], in, 3, NULL, 0) : NULL;
+}
+
+fo_tensor *fo_crelu(fo_tensor *x) { return fo__apply1(FO__OP_crelu, x, NULL, 0); }
 
 /* ================================================================================================
    >>nets          st-networks by name
@@ -3927,7 +4836,192 @@ static fo_tensor *fo__mlp_build(fo_tape *tape, fo_tensor *x, int outputs, const 
     return fo_net_linear(x, name, outputs, 1);
 }
 
-static const fo_net_kind fo__nets[] = {{"mlp", fo__mlp_build}};
+/* ---- st-networks on images: x[B,C,H,W] in, [B,outputs,H,W] out ------------------------------- */
+
+/* Numbered or dotted names without a buffer at every call: "blocks.3.conv1". */
+typedef struct fo__name { char text[64]; } fo__name;
+
+static fo__name fo__named_at(const char *list, int i, const char *rest) {
+    fo__name name;
+    snprintf(name.text, sizeof name.text, "%.20s.%d%.20s", list, i, rest);
+    return name;
+}
+
+static fo_init fo__conv_init(const fo_tensor *x, int kernel, int zero) {
+    return zero ? fo_init_of(FO_INIT_CONSTANT, 0)
+                : fo_init_of(FO_INIT_UNIFORM, 1 / sqrt((double)(x->dim[1] * kernel * kernel)));
+}
+
+/* kernel x kernel, stride 1, same size; PyTorch's initialisation or zeros. */
+fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, int zero) {
+    fo_tensor *w, *b;
+    fo_init    init;
+    int64_t    dim[4];
+    char       full[128];
+    if (x == NULL)
+        return NULL;
+    init   = fo__conv_init(x, kernel, zero);
+    dim[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
+    snprintf(full, sizeof full, "%.100s.weight", name);
+    w = fo_param(x->tape, full, 4, dim, init);
+    snprintf(full, sizeof full, "%.100s.bias", name);
+    b = fo_param(x->tape, full, 1, dim, init);
+    return b ? fo_conv2d(x, w, b, 1, kernel / 2) : NULL;
+}
+
+/* The same with weight norm (Salimans & Kingma 2016): gain and direction learn apart. */
+static fo_tensor *fo__wn_conv(fo_tensor *x, const char *name, int outputs, int kernel, int bias) {
+    fo_tensor *g, *v, *b = NULL;
+    int64_t    dim[4], gain[4] = {1, 1, 1, 1};
+    char       full[128];
+    if (x == NULL)
+        return NULL;
+    dim[0] = gain[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
+    snprintf(full, sizeof full, "%.100s.weight_g", name);
+    g = fo_param(x->tape, full, 4, gain, fo_init_of(FO_INIT_ROW_NORMS, 1));
+    snprintf(full, sizeof full, "%.100s.weight_v", name);
+    v = fo_param(x->tape, full, 4, dim, fo__conv_init(x, kernel, 0));
+    snprintf(full, sizeof full, "%.100s.bias", name);
+    if (bias && (b = fo_param(x->tape, full, 1, dim, fo__conv_init(x, kernel, 0))) == NULL)
+        return NULL;
+    return fo_conv2d(x, fo_weight_norm(v, g), b, 1, kernel / 2);
+}
+
+/* Batch norm under `name`, times factor, with or without ReLU behind it. */
+static fo_tensor *fo__net_norm(fo_tensor *x, const char *name, double factor, int relu) {
+    const char *const part[] = {"weight", "bias", "running_mean", "running_var"};
+    fo_tensor               *p[4];
+    char                     full[128];
+    int                      i;
+    if (x == NULL)
+        return NULL;
+    for (i = 0; i < 4; i++) {
+        fo_init init = fo_init_of(FO_INIT_CONSTANT, i == 0 || i == 3);
+        snprintf(full, sizeof full, "%.100s.%s", name, part[i]);
+        p[i] = i < 2 ? fo_param(x->tape, full, 1, &x->dim[1], init)
+                     : fo_buffer(x->tape, full, 1, &x->dim[1], init);
+    }
+    return fo_batch_norm(x, p[0], p[1], p[2], p[3], fo_tape_norm(x->tape), factor, relu);
+}
+
+/* A linear layer across channels and pixels: the bottleneck of an image network. */
+static fo_tensor *fo__net_neck(fo_tensor *x, int neck) {
+    int64_t dim[4], flat[2];
+    if (x == NULL)
+        return NULL;
+    memcpy(dim, x->dim, sizeof dim);
+    flat[0] = dim[0], flat[1] = fo__row(x);
+    x = fo_net_linear(fo_reshape(x, 2, flat), "neck.0", neck, 0);
+    x = fo_net_linear(x, "neck.1", (int)(dim[1] * dim[2] * dim[3]), 0);
+    return x ? fo_reshape(x, 4, dim) : NULL;
+}
+
+/* RealNVP's ResNet: pre-activation blocks with weight and batch norm, and 1x1 skips from the stem
+   and every block to the end. With a neck all information passes through `neck` numbers, so there
+   are no skips around it. */
+static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
+    int        k = net->channels, j, skip = net->neck == 0 && !net->no_skip;
+    fo_tensor *h = fo__net_norm(x, "in_norm", net->input_factor, 0), *sum = NULL, *b;
+    (void)tape;
+    h = fo__wn_conv(fo_crelu(h), "in_conv", k, 3, 1);
+    if (skip)
+        sum = fo__wn_conv(h, "skips.0", k, 1, 1);
+    for (j = 0; j < net->blocks; j++) {
+        b = fo__net_norm(h, fo__named_at("blocks", j, ".norm1").text, 1, 1);
+        b = fo__wn_conv(b, fo__named_at("blocks", j, ".conv1").text, k, 3, 0);
+        b = fo__net_norm(b, fo__named_at("blocks", j, ".norm2").text, 1, 1);
+        b = fo__wn_conv(b, fo__named_at("blocks", j, ".conv2").text, k, 3, 1);
+        h = fo_add(b, h);
+        if (skip)
+            sum = fo_add(fo__wn_conv(h, fo__named_at("skips", j + 1, "").text, k, 1, 1), sum);
+        if (net->neck && j == FO__MAX(net->blocks / 2, 1) - 1)
+            h = fo__net_neck(h, net->neck);
+    }
+    h = fo__net_norm(skip ? sum : h, "out_norm", 1, 1);
+    return fo__wn_conv(h, "out_conv", outputs, 1, 1);
+}
+
+/* Glow with highway layers: h = g relu(conv(h)) + (1-g) h, g = sigmoid(gate(h)). */
+static fo_tensor *fo__highway_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
+    fo_tensor *h = fo_relu(fo_net_conv(x, "in_conv", net->channels, 3, 0)), *g, *r;
+    int        j, layers = net->depth > 1 ? net->depth : 3;
+    (void)tape;
+    for (j = 0; j < layers; j++) {
+        g = fo_sigmoid(fo_net_conv(h, fo__named_at("highway", j, ".gate").text, net->channels, 3,
+                                       0));
+        r = fo_relu(fo_net_conv(h, fo__named_at("highway", j, ".conv").text, net->channels, 3,
+                                    0));
+        h = fo_gate(h, r, g);
+    }
+    return fo_net_conv(h, "out_conv", outputs, 1, 1);
+}
+
+/* Glow's own: 3x3, 1x1, zero 3x3. */
+static fo_tensor *fo__glow_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
+    fo_tensor *h = fo_relu(fo_net_conv(x, "conv1", net->channels, 3, 0));
+    (void)tape;
+    h = fo_relu(fo_net_conv(h, "conv2", net->channels, 1, 0));
+    return fo_net_conv(h, "conv3", outputs, 3, 1);
+}
+
+/* 4x4 convolution of the autoencoder, down or (transposed) up. */
+static fo_tensor *fo__net_conv4(fo_tensor *x, const char *name, int outputs, int stride,
+                                int padding, int up, int zero) {
+    fo_tensor *w, *b;
+    fo_init    init;
+    int64_t    dim[4], out = outputs;
+    char       full[128];
+    if (x == NULL)
+        return NULL;
+    init   = fo__conv_init(x, 4, zero);
+    dim[0] = up ? x->dim[1] : outputs, dim[1] = up ? outputs : x->dim[1], dim[2] = dim[3] = 4;
+    if (up && !zero) /* PyTorch counts the outputs of a transposed convolution as its fan in */
+        init.scale = 1 / sqrt(16.0 * outputs);
+    snprintf(full, sizeof full, "%.100s.weight", name);
+    w = fo_param(x->tape, full, 4, dim, init);
+    snprintf(full, sizeof full, "%.100s.bias", name);
+    b = fo_param(x->tape, full, 1, &out, init);
+    if (b == NULL)
+        return NULL;
+    return up ? fo_conv2d_transpose(x, w, b, stride, padding) : fo_conv2d(x, w, b, stride, padding);
+}
+
+/* Everything passes through `neck` numbers: the strongest bottleneck for images. */
+static fo_tensor *fo__autoencoder_build(fo_tape *tape, fo_tensor *x, int outputs,
+                                        const fo_net *net) {
+    static const int stride[4] = {1, 1, 2, 2}, padding[4] = {2, 1, 1, 1};
+    int              wide[4], i;
+    if (x && (x->dim[2] % 4 || x->dim[3] % 4 || net->neck == 0)) {
+        fo__fail(tape->fo, FO_ERR_SHAPE, "net=autoencoder neck=%d on %dx%d: height and width must "
+                 "be multiples of 4, and neck at least 1", net->neck, (int)x->dim[2],
+                 (int)x->dim[3]);
+        return NULL;
+    }
+    wide[0] = net->channels, wide[1] = wide[2] = 2 * net->channels, wide[3] = 4 * net->channels;
+    for (i = 0; i < 4; i++) {
+        x = fo__net_conv4(x, fo__named_at("down", i, "").text, wide[i], stride[i], padding[i], 0,
+                          0);
+        x = x ? fo_leaky_relu(x, 0.01) : NULL;
+    }
+    x = fo__net_neck(x, net->neck);
+    x = x ? fo_leaky_relu(x, 0.01) : NULL;
+    for (i = 0; i < 4; i++) {
+        x = fo__net_conv4(x, fo__named_at("up", i, "").text, i < 3 ? wide[2 - i] : outputs,
+                          stride[3 - i], padding[3 - i], 1, i == 3);
+        x = x && i < 3 ? fo_leaky_relu(x, 0.01) : x;
+    }
+    return x;
+}
+
+static fo_net_kind fo__net_builtin(size_t i) {
+    const fo_net_kind nets[] = {{"mlp", fo__mlp_build, 0},
+                                       {"resnet", fo__resnet_build, 1},
+                                       {"highway", fo__highway_build, 1},
+                                       {"glow", fo__glow_build, 1},
+                                       {"autoencoder", fo__autoencoder_build, 1},
+        {NULL, NULL, 0}};
+    return nets[i];
+}
 
 fo_net fo_net_named(const char *kind) {
     fo_net net;
@@ -3944,18 +5038,20 @@ fo_net fo_net_mlp(int hidden, int depth, int bottleneck) {
     return net;
 }
 
-static const fo_net_kind *fo__net_find(fo_context *fo, const char *name) {
+static fo_result fo__net_find(fo_context *fo, const char *name, fo_net_kind *out) {
     fo__net_entry *entry = fo->registry ? fo->registry->nets : NULL;
     size_t         i;
-    for (i = 0; i < sizeof fo__nets / sizeof fo__nets[0]; i++)
-        if (strcmp(fo__nets[i].name, name) == 0)
-            return &fo__nets[i];
+    for (i = 0; (*out = fo__net_builtin(i)).name; i++)
+        if (strcmp(out->name, name) == 0)
+            return FO_OK;
     for (; entry; entry = entry->next)
-        if (strcmp(entry->kind.name, name) == 0)
-            return &entry->kind;
-    fo__fail(fo, FO_ERR_ARGUMENT, "st-network '%.40s' is not known: use mlp, or make yours known "
-             "with fo_register_net first", name);
-    return NULL;
+        if (strcmp(entry->kind.name, name) == 0) {
+            *out = entry->kind;
+            return FO_OK;
+        }
+    return fo__fail(fo, FO_ERR_ARGUMENT, "st-network '%.40s' is not known: use mlp, resnet, "
+                    "highway, glow or autoencoder, or make yours known with fo_register_net first",
+                    name);
 }
 
 /* Names become words of the flow's text. */
@@ -3976,6 +5072,7 @@ fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind) {
     entry = (fo__net_entry *)fo__arena_alloc(&fo->arena, sizeof *entry);
     if (entry == NULL || (entry->kind.name = fo__strdup(&fo->arena, kind->name)) == NULL)
         return FO_ERR_MEMORY;
+    entry->kind.image = kind->image;
     entry->kind.build = kind->build;
     entry->next       = registry->nets;
     registry->nets    = entry;
@@ -4013,11 +5110,6 @@ static fo_state fo__mask_cycle(void *user, fo_shape shape, int phase, int c, int
            : quadrant == (phase + 1) % 4 ? FO_CHANGE : FO_PASS;
 }
 
-static const struct fo__mask_row { const char *name; fo_mask_fn fn; } fo__masks[] = {
-    {"checkerboard", fo__mask_checkerboard}, {"channel", fo__mask_channel},
-    {"horizontal", fo__mask_horizontal},     {"vertical", fo__mask_vertical},
-    {"cycle", fo__mask_cycle},               {"halves", fo__mask_halves},
-    {"alternating", fo__mask_alternating},   {"random", fo__mask_halves}};
 
 fo_mask fo_mask_named(const char *kind, int phase) {
     fo_mask mask;
@@ -4063,12 +5155,17 @@ static int64_t fo__below(uint64_t seed, uint64_t stream, int64_t i, int64_t n) {
 }
 
 static fo_mask_fn fo__mask_find(fo_context *fo, const char *name, void **user) {
+    const struct { const char *name; fo_mask_fn fn; } masks[] = {
+        {"checkerboard", fo__mask_checkerboard}, {"channel", fo__mask_channel},
+        {"horizontal", fo__mask_horizontal},     {"vertical", fo__mask_vertical},
+        {"cycle", fo__mask_cycle},               {"halves", fo__mask_halves},
+        {"alternating", fo__mask_alternating},   {"random", fo__mask_halves}};
     fo__mask_entry *entry = fo->registry ? fo->registry->masks : NULL;
     size_t          i;
     *user = NULL;
-    for (i = 0; i < sizeof fo__masks / sizeof fo__masks[0]; i++)
-        if (strcmp(fo__masks[i].name, name) == 0)
-            return fo__masks[i].fn;
+    for (i = 0; i < sizeof masks / sizeof masks[0]; i++)
+        if (strcmp(masks[i].name, name) == 0)
+            return masks[i].fn;
     for (; entry; entry = entry->next)
         if (strcmp(entry->name, name) == 0) {
             *user = entry->user;
@@ -4157,6 +5254,7 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
    Callers    >>flow (workspaces) and >>train
    Papers     Dinh et al. 2017 (affine coupling), Dinh et al. 2014 (additive coupling)
    ============================================================================================= */
+#define FO__CHANNELS 64 /* conv1x1 works on so many channels at most */
 #define FO__CHUNK 256 /* elements worked on at a time, in buffers on the stack */
 
 typedef struct fo__layer fo__layer;
@@ -4164,26 +5262,33 @@ typedef struct fo__layer fo__layer;
 /* One row of the table at the end of this room. */
 typedef struct fo__layer_kind {
     const char *name;
-    int         has_mask, has_alpha, affine;
+    const char *keys; /* settings of its line: see fo__layer_write */
+    int         has_mask, affine, saves;
     fo_result (*setup)(fo_flow *flow, fo__layer *layer);
     void (*encode)(fo_workspace *ws, int layer);
     void (*decode)(fo_workspace *ws, int layer);
-    void (*backward)(fo_workspace *ws, int layer); /* NULL: nothing to learn */
+    void (*backward)(fo_workspace *ws, int layer); /* NULL: comes before all that learns */
+    void (*init)(fo_flow *flow, const fo__layer *layer); /* or NULL: first values */
 } fo__layer_kind;
 
 struct fo__layer {
-    const fo__layer_kind *kind;
+    fo__layer_kind        kind;
     const char           *text; /* its line */
     double                alpha;
     fo_mask               mask;
     fo_net                net;
+    fo_shape              shape; /* of what comes in; the rest of a row is latent already */
     unsigned char        *map;
-    int                   n_condition, n_change, outputs;
-    int                  *condition_at, *change_at; /* flat indices into a row of the state */
-    int                  *scale_at;                 /* which scale belongs to a changed element */
+    int                   image;             /* the net sees a picture */
+    int                   n_in, n_change, n_out; /* numbers into and out of the net, and changed */
+    int                  *in_at, *change_at; /* flat indices into a row of the state; -1: a zero */
+    int                  *s_at, *t_at;       /* where in the net's output s and t of these are */
+    int                  *scale_at;          /* which scale belongs to a changed element */
     int                   n_scale;
-    int64_t               scale;                    /* offset of the learned scales */
-    int64_t               mean, std, measured;      /* offsets of the standardize buffers */
+    int                   alt, lu, reverse, seed;
+    int                  *from;              /* squeeze, permute: where an element comes from */
+    int64_t               scale, scale_v;    /* offsets of parameters and buffers; -1: none */
+    int64_t               bias, weight, lower, upper, sign, order, mean, std, measured;
 };
 
 typedef struct fo__train_state { /* what a checkpoint needs to go on */
@@ -4195,7 +5300,7 @@ typedef struct fo__train_state { /* what a checkpoint needs to go on */
 struct fo_flow {
     fo__arena  arena;
     fo_context *fo;
-    fo_shape   shape;
+    fo_shape   shape, end; /* of a sample; of what the next layer would see */
     int64_t    size; /* D */
     fo__layer *layers;
     int        n_layers, room, broken, ready;
@@ -4209,6 +5314,7 @@ typedef struct fo__slot { /* what a workspace holds for a layer */
     fo_tape   *tape;
     fo_tensor *x, *out;
     fo_real   *kept, *save;
+    double    *matrix; /* conv1x1: W, its inverse, and room for a third */
     int        again; /* its activations share a block and are computed again in backward */
 } fo__slot;
 
@@ -4221,15 +5327,18 @@ struct fo_workspace {
     fo__slot   *slots;
     fo_real    *scratch;
     fo_real    *values, *grads;
-    fo_real    *state, *dstate; /* [batch,D] */
+    fo_real    *state, *dstate, *spare; /* [batch,D] */
     fo_real    *partial;        /* [batch,n_scale]: gradients of scales, a row a sample */
     double     *terms;          /* [1+layers,batch]; while decoding: logdets of the decode */
-    double      dlogdet;        /* dLoss/d(logdet of a row) */
+    double     *dlogdet;        /* [batch]: dLoss/d(logdet) of each row */
     const fo_data *data;        /* of the current call */
+    const fo_data *negative;    /* or NULL; where the rows from `positive` on come from */
+    int64_t     positive;
     int64_t    *sample;         /* which sample sits in each row, */
     uint64_t   *noise;          /* which random stream its noise comes from, */
     uint64_t    seed;           /* of this seed */
     int         middle;         /* u = 1/2 instead of noise */
+    fo_norm     norm;           /* what the batch norms of all tapes do */
 };
 
 typedef struct fo__rows_call {
@@ -4260,7 +5369,7 @@ static fo_real *fo__state(fo_workspace *ws, int64_t row) {
     return ws->state + row * ws->flow->size;
 }
 
-/* ---- dequantize: y = (x+u)/256, logdet = -D log 256 ------------------------------------------- */
+/* ---- dequantize: y = (x+u)/256, logdet = -D log 256 ------------------------------------------ */
 
 static fo_result fo__dequantize_setup(fo_flow *flow, fo__layer *layer) {
     if (layer != flow->layers)
@@ -4305,7 +5414,7 @@ static void fo__dequantize_decode(fo_workspace *ws, int layer) {
     fo__rows(ws, layer, fo__dequantize_decode_rows);
 }
 
-/* ---- logit: v = 1/2 + (1-2a)(y-1/2), h = log v - log(1-v), dh/dy = (1-2a)/(v(1-v)) ------------- */
+/* ---- logit: v = 1/2 + (1-2a)(y-1/2), h = log v - log(1-v), dh/dy = (1-2a)/(v(1-v)) ----------- */
 
 static fo_result fo__logit_setup(fo_flow *flow, fo__layer *layer) {
     if (!(layer->alpha > 0 && layer->alpha < 0.5))
@@ -4367,25 +5476,27 @@ static void fo__logit_decode(fo_workspace *ws, int layer) {
     fo__rows(ws, layer, fo__logit_decode_rows);
 }
 
-/* ---- standardize: y = (x - mean)/std, logdet = -sum log std ----------------------------------- */
+/* ---- standardize: y = (x - mean)/std, logdet = -sum log std ---------------------------------- */
+
+/* The offset of "LAYER.name", made where it is new; -1 after an error. */
+static int64_t fo__layer_param(fo_flow *flow, const fo__layer *layer, fo__params *params,
+                               const char *name, int rank, const int64_t *dim, double start) {
+    fo__param *p;
+    char       full[64];
+    snprintf(full, sizeof full, "%d.%s", (int)(layer - flow->layers), name);
+    p = fo__param_get(flow->fo, params, &flow->arena, full, rank, dim,
+                      fo_init_of(FO_INIT_CONSTANT, start));
+    return p ? p->info.offset : -1;
+}
 
 static fo_result fo__standardize_setup(fo_flow *flow, fo__layer *layer) {
-    static const char *const name[] = {"mean", "std", "measured"};
-    int64_t                  size = flow->size, one = 1;
-    int64_t                 *at[3];
-    int                      i;
-    at[0] = &layer->mean, at[1] = &layer->std, at[2] = &layer->measured;
-    for (i = 0; i < 3; i++) {
-        char       full[64];
-        fo__param *p;
-        snprintf(full, sizeof full, "%d.%s", (int)(layer - flow->layers), name[i]);
-        p = fo__param_get(flow->fo, &flow->buffers, &flow->arena, full, 1, i < 2 ? &size : &one,
-                          fo_init_of(FO_INIT_CONSTANT, i == 1));
-        if (p == NULL)
-            return flow->fo->failed;
-        *at[i] = p->info.offset;
-    }
-    return FO_OK;
+    int64_t size = fo_shape_count(layer->shape), one = 1;
+    layer->mean     = fo__layer_param(flow, layer, &flow->buffers, "mean", 1, &size, 0);
+    layer->std      = fo__layer_param(flow, layer, &flow->buffers, "std", 1, &size, 1);
+    layer->measured = fo__layer_param(flow, layer, &flow->buffers, "measured", 1, &one, 0);
+    if (size != flow->size)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "standardize must come before any split");
+    return layer->measured < 0 ? flow->fo->failed : FO_OK;
 }
 
 static void fo__standardize_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end,
@@ -4423,45 +5534,83 @@ static void fo__standardize_decode(fo_workspace *ws, int layer) {
 
 /* ---- coupling: y = (x+t) exp(s), s = scale tanh(raw); additive: y = x+t ------------------------
 
-   The st-network sees x[condition_at] and returns raw s and t of x[change_at]. It runs on all
-   `batch` rows of its tape; rows past ws->rows hold numbers of earlier calls and are ignored. */
+   The st-network sees x[in_at] and returns raw s at s_at and t at t_at. It runs on all `batch` rows
+   of its tape; rows past ws->rows hold numbers of earlier calls and are ignored. */
 
-static fo_result fo__coupling_setup(fo_flow *flow, fo__layer *layer) {
-    int64_t size = flow->size, dim[2], i;
-    int     a = 0, b = 0, image = flow->shape.h * flow->shape.w > 1;
-    char    name[64];
-    layer->map = (unsigned char *)fo__arena_alloc(&flow->arena, (size_t)size);
-    if (layer->map == NULL || fo_mask_fill(flow->fo, layer->mask, flow->shape, layer->map) ||
-        fo__mask_counts(flow->fo, layer->mask.kind, layer->map, size, &layer->n_condition,
-                        &layer->n_change))
-        return flow->fo->failed;
-    layer->outputs = (layer->kind->affine ? 2 : 1) * layer->n_change;
-    layer->condition_at = (int *)fo__arena_alloc(
-        &flow->arena, (size_t)(layer->n_condition + 2 * layer->n_change) * sizeof(int));
-    if (layer->condition_at == NULL)
-        return FO_ERR_MEMORY;
-    layer->change_at = layer->condition_at + layer->n_condition;
-    layer->scale_at  = layer->change_at + layer->n_change;
-    layer->n_scale   = image ? flow->shape.c : layer->n_change;
+/* Does the mask give each channel one state? Then a picture net sees and makes whole channels. */
+static int fo__mask_by_channel(const fo__layer *l) {
+    int i, pixels = l->shape.h * l->shape.w;
+    for (i = 0; i < l->shape.c * pixels; i++)
+        if (l->map[i] != l->map[i / pixels * pixels])
+            return 0;
+    return 1;
+}
+
+/* The index lists of a coupling, from its map. */
+static void fo__coupling_lists(fo__layer *l, int by_channel) {
+    int i, in = 0, change = 0, pixels = l->shape.h * l->shape.w, size = l->shape.c * pixels;
     for (i = 0; i < size; i++) {
-        if (layer->map[i] == FO_CONDITION)
-            layer->condition_at[a++] = (int)i;
-        if (layer->map[i] == FO_CHANGE) {
-            layer->scale_at[b]    = image ? (int)i / (flow->shape.h * flow->shape.w) : b;
-            layer->change_at[b++] = (int)i;
+        if (l->map[i] == FO_CONDITION)
+            l->in_at[in++] = i;
+        else if (l->image && !by_channel)
+            l->in_at[in++] = -1;
+        if (l->map[i] == FO_CHANGE) {
+            l->s_at[change]        = l->image && !by_channel ? i : change;
+            l->scale_at[change]    = l->image ? l->s_at[change] / pixels
+                                     : pixels > 1 ? i / pixels : change;
+            l->change_at[change++] = i;
         }
     }
-    if (layer->kind->affine) {
-        fo__param *p;
-        dim[0] = layer->n_scale;
-        snprintf(name, sizeof name, "%d.scale", (int)(layer - flow->layers));
-        p = fo__param_get(flow->fo, &flow->params, &flow->arena, name, 1, dim,
-                          fo_init_of(FO_INIT_CONSTANT, 1));
-        if (p == NULL)
-            return flow->fo->failed;
-        layer->scale = p->info.offset;
+    for (i = 0; i < change; i++)
+        l->t_at[i] = l->s_at[i] + (l->kind.affine ? l->n_out / 2 : 0);
+}
+
+static fo_result fo__coupling_setup(fo_flow *flow, fo__layer *layer) {
+    int64_t size = fo_shape_count(layer->shape), dim[4] = {1, 1, 1, 1};
+    int     pixels = layer->shape.h * layer->shape.w, by_channel, condition, *at;
+    fo_net_kind net;
+    layer->map = (unsigned char *)fo__arena_alloc(&flow->arena, (size_t)size);
+    if (fo__net_find(flow->fo, layer->net.kind, &net) || layer->map == NULL ||
+        fo_mask_fill(flow->fo, layer->mask, layer->shape, layer->map) ||
+        fo__mask_counts(flow->fo, layer->mask.kind, layer->map, size, &condition, &layer->n_change))
+        return flow->fo->failed;
+    layer->image   = net.image;
+    by_channel     = layer->image && fo__mask_by_channel(layer);
+    layer->n_in    = layer->image && !by_channel ? (int)size : condition;
+    layer->n_out   = (layer->kind.affine ? 2 : 1) *
+                   (layer->image && !by_channel ? (int)size : layer->n_change);
+    layer->n_scale = by_channel ? layer->n_change / pixels : pixels > 1 || layer->image
+                                      ? layer->shape.c : layer->n_change;
+    layer->net.input_factor = strcmp(layer->mask.kind, "checkerboard") == 0 ? 2 : 1;
+    at = (int *)fo__arena_alloc(&flow->arena,
+                                fo__times(layer->n_in + 4 * (int64_t)layer->n_change, sizeof(int)));
+    if (at == NULL)
+        return FO_ERR_MEMORY;
+    layer->in_at     = at;
+    layer->change_at = at + layer->n_in;
+    layer->scale_at  = layer->change_at + layer->n_change;
+    layer->s_at      = layer->scale_at + layer->n_change;
+    layer->t_at      = layer->s_at + layer->n_change;
+    fo__coupling_lists(layer, by_channel);
+    layer->scale_v = -1;
+    dim[0]         = layer->n_scale;
+    if (layer->kind.affine) {
+        layer->scale = fo__layer_param(flow, layer, &flow->params,
+                                       layer->image ? "rescale.weight_g" : "scale",
+                                       layer->image ? 3 : 1, dim, 1);
+        if (layer->image && layer->scale >= 0) /* a gain like those of weight norms */
+            flow->params.list[flow->params.count - 1].init = fo_init_of(FO_INIT_ROW_NORMS, 1);
+        if (layer->image)
+            layer->scale_v = fo__layer_param(flow, layer, &flow->params, "rescale.weight_v", 3, dim,
+                                             1);
     }
-    return FO_OK;
+    return flow->fo->failed;
+}
+
+/* The scale of a coupling on images is weight-normed too: g * sign(v). */
+static fo_real fo__coupling_scale(const fo_workspace *ws, const fo__layer *l, int k) {
+    fo_real scale = ws->values[l->scale + k];
+    return l->scale_v >= 0 && ws->values[l->scale_v + k] < 0 ? -scale : scale;
 }
 
 static void fo__coupling_gather(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
@@ -4470,20 +5619,21 @@ static void fo__coupling_gather(fo_workspace *ws, int layer, int64_t begin, int6
     int              j;
     for (r = begin; r < end; r++) {
         const fo_real *state = fo__state(ws, r);
-        fo_real       *x     = ws->slots[layer].x->data + r * l->n_condition;
-        for (j = 0; j < l->n_condition; j++)
-            x[j] = state[l->condition_at[j]];
+        fo_real       *x     = ws->slots[layer].x->data + r * l->n_in;
+        for (j = 0; j < l->n_in; j++)
+            x[j] = l->in_at[j] < 0 ? 0 : state[l->in_at[j]];
     }
 }
 
 /* s = scale tanh(raw) of m changed elements; the tanh stays in `th` for the gradient. */
-static double fo__coupling_s(const fo_workspace *ws, const fo__layer *l, const fo_real *raw, int j,
+static double fo__coupling_s(const fo_workspace *ws, const fo__layer *l, const fo_real *out, int j,
                              int m, fo_real *th, fo_real *s) {
-    const fo_real *scale = ws->values + l->scale;
-    int            i;
-    ws->fo->kernels->tanh(m, raw + j, th);
+    int i;
     for (i = 0; i < m; i++)
-        s[i] = scale[l->scale_at[j + i]] * th[i];
+        th[i] = out[l->s_at[j + i]];
+    ws->fo->kernels->tanh(m, th, th);
+    for (i = 0; i < m; i++)
+        s[i] = fo__coupling_scale(ws, l, l->scale_at[j + i]) * th[i];
     return ws->fo->kernels->sum(m, s);
 }
 
@@ -4494,21 +5644,20 @@ static void fo__coupling_encode_rows(fo_workspace *ws, int layer, int64_t begin,
     int              i, j, m, n = l->n_change;
     int64_t          r;
     for (r = begin; r < end; r++) {
-        const fo_real *raw = ws->slots[layer].out->data + r * l->outputs;
-        const fo_real *t   = raw + (l->kind->affine ? n : 0);
+        const fo_real *out = ws->slots[layer].out->data + r * l->n_out;
         fo_real       *x   = fo__state(ws, r);
         double         sum = 0;
         for (j = 0; j < n; j += m) {
             m = FO__MIN(FO__CHUNK, n - j);
-            if (l->kind->affine) {
-                sum += fo__coupling_s(ws, l, raw, j, m, th, s);
+            if (l->kind.affine) {
+                sum += fo__coupling_s(ws, l, out, j, m, th, s);
                 ws->fo->kernels->exp(m, s, s);
             }
             for (i = 0; i < m; i++) {
-                fo_real *at = &x[l->change_at[j + i]];
+                fo_real *at = &x[l->change_at[j + i]], t = out[l->t_at[j + i]];
                 if (save)
                     save[r * n + j + i] = *at;
-                *at = l->kind->affine ? (*at + t[j + i]) * s[i] : *at + t[j + i];
+                *at = l->kind.affine ? (*at + t) * s[i] : *at + t;
             }
         }
         fo__logdet(ws, layer)[r] = sum;
@@ -4521,59 +5670,67 @@ static void fo__coupling_decode_rows(fo_workspace *ws, int layer, int64_t begin,
     int              i, j, m, n = l->n_change;
     int64_t          r;
     for (r = begin; r < end; r++) {
-        const fo_real *raw = ws->slots[layer].out->data + r * l->outputs;
-        const fo_real *t   = raw + (l->kind->affine ? n : 0);
+        const fo_real *out = ws->slots[layer].out->data + r * l->n_out;
         fo_real       *x   = fo__state(ws, r);
         double         sum = 0;
         for (j = 0; j < n; j += m) {
             m = FO__MIN(FO__CHUNK, n - j);
-            if (l->kind->affine) {
-                sum += fo__coupling_s(ws, l, raw, j, m, th, s);
+            if (l->kind.affine) {
+                sum += fo__coupling_s(ws, l, out, j, m, th, s);
                 ws->fo->kernels->scale(m, -1, s, s);
                 ws->fo->kernels->exp(m, s, s);
             }
             for (i = 0; i < m; i++) {
                 fo_real *at = &x[l->change_at[j + i]];
-                *at = (l->kind->affine ? *at * s[i] : *at) - t[j + i];
+                *at = (l->kind.affine ? *at * s[i] : *at) - out[l->t_at[j + i]];
             }
         }
         fo__logdet(ws, layer)[r] = -sum;
     }
 }
 
-static void fo__coupling_encode(fo_workspace *ws, int layer) {
+/* The st-network of the layer, on what the state holds now. */
+static void fo__coupling_net(fo_workspace *ws, int layer, int again) {
+    fo_norm *norm = fo_tape_norm(ws->slots[layer].tape);
+    *norm       = ws->norm;
+    norm->again = again;
+    norm->rows  = ws->rows;
     fo__rows(ws, layer, fo__coupling_gather);
     fo_forward(ws->slots[layer].tape);
+}
+
+static void fo__coupling_encode(fo_workspace *ws, int layer) {
+    fo__coupling_net(ws, layer, 0);
     fo__rows(ws, layer, fo__coupling_encode_rows);
 }
 
 static void fo__coupling_decode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__coupling_gather);
-    fo_forward(ws->slots[layer].tape);
+    fo__coupling_net(ws, layer, 1);
     fo__rows(ws, layer, fo__coupling_decode_rows);
 }
 
-/* With dy = dLoss/dy and c = dLoss/d(logdet):
+/* With dy = dLoss/dy and c = dLoss/d(logdet) of this row:
      dx = dy exp(s), dt = dx, ds = dy y + c  (y = (x+t) exp(s), logdet = sum of s)
      d raw = ds scale (1 - tanh^2), d scale = sum of ds tanh
    The state goes back from y to the saved x. */
 static void fo__coupling_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l     = &ws->flow->layers[layer];
-    const fo__slot  *slot  = &ws->slots[layer];
-    const fo_real   *scale = ws->values + l->scale;
-    fo_real          th[FO__CHUNK], s[FO__CHUNK], c = (fo_real)ws->dlogdet;
-    int              i, j, m, n = l->n_change, affine = l->kind->affine;
+    const fo__layer *l    = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    fo_real          th[FO__CHUNK], s[FO__CHUNK];
+    int              i, j, m, n = l->n_change, affine = l->kind.affine;
     int64_t          r;
     for (r = begin; r < end; r++) {
-        const fo_real *raw  = slot->out->data + r * l->outputs;
-        fo_real       *draw = slot->out->grad + r * l->outputs, *dt = draw + (affine ? n : 0);
+        const fo_real *out  = slot->out->data + r * l->n_out;
+        fo_real       *dout = slot->out->grad + r * l->n_out, c = (fo_real)ws->dlogdet[r];
         fo_real       *y = fo__state(ws, r), *dy = ws->dstate + r * ws->flow->size;
         fo_real       *dscale = ws->partial + r * l->n_scale;
         memset(dscale, 0, (size_t)(affine ? l->n_scale : 0) * sizeof *dscale);
+        if (l->image) /* outputs for elements that do not change */
+            memset(dout, 0, (size_t)l->n_out * sizeof *dout);
         for (j = 0; j < n; j += m) {
             m = FO__MIN(FO__CHUNK, n - j);
             if (affine) {
-                fo__coupling_s(ws, l, raw, j, m, th, s);
+                fo__coupling_s(ws, l, out, j, m, th, s);
                 ws->fo->kernels->exp(m, s, s);
             }
             for (i = 0; i < m; i++) {
@@ -4581,12 +5738,12 @@ static void fo__coupling_backward_rows(fo_workspace *ws, int layer, int64_t begi
                 if (affine) {
                     fo_real ds = dy[at] * y[at] + c;
                     int     k  = l->scale_at[j + i];
-                    draw[j + i] = ds * scale[k] * (1 - th[i] * th[i]);
+                    dout[l->s_at[j + i]] = ds * fo__coupling_scale(ws, l, k) * (1 - th[i] * th[i]);
                     dscale[k] += ds * th[i];
                     dy[at] *= s[i];
                 }
-                dt[j + i] = dy[at];
-                y[at]     = slot->save[r * n + j + i];
+                dout[l->t_at[j + i]] = dy[at];
+                y[at]                = slot->save[r * n + j + i];
             }
         }
     }
@@ -4598,27 +5755,30 @@ static void fo__coupling_scatter(fo_workspace *ws, int layer, int64_t begin, int
     int              j;
     for (r = begin; r < end; r++) {
         fo_real       *dstate = ws->dstate + r * ws->flow->size;
-        const fo_real *dx     = ws->slots[layer].x->grad + r * l->n_condition;
-        for (j = 0; j < l->n_condition; j++)
-            dstate[l->condition_at[j]] += dx[j];
+        const fo_real *dx     = ws->slots[layer].x->grad + r * l->n_in;
+        for (j = 0; j < l->n_in; j++)
+            if (l->in_at[j] >= 0)
+                dstate[l->in_at[j]] += dx[j];
     }
 }
 
 static void fo__coupling_backward(fo_workspace *ws, int layer) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
-    int64_t          r, rest = (ws->batch - ws->rows) * (int64_t)l->outputs;
+    int64_t          r, rest = (ws->batch - ws->rows) * (int64_t)l->n_out;
     int              k;
-    if (slot->again) { /* what it conditions on is still in the state */
-        fo__rows(ws, layer, fo__coupling_gather);
-        fo_forward(slot->tape);
-    }
+    if (slot->again) /* what it conditions on is still in the state */
+        fo__coupling_net(ws, layer, 1);
     fo__rows(ws, layer, fo__coupling_backward_rows);
-    memset(slot->out->grad + ws->rows * l->outputs, 0, (size_t)rest * sizeof(fo_real));
-    for (k = 0; k < l->n_scale && l->kind->affine; k++) {
+    memset(slot->out->grad + ws->rows * l->n_out, 0, (size_t)rest * sizeof(fo_real));
+    for (k = 0; k < l->n_scale && l->kind.affine; k++) {
         double sum = 0;
         for (r = 0; r < ws->rows; r++)
             sum += (double)ws->partial[r * l->n_scale + k];
+        if (l->scale_v >= 0) { /* g sign(v): v only says which sign */
+            sum = ws->values[l->scale_v + k] < 0 ? -sum : sum;
+            ws->grads[l->scale_v + k] = 0;
+        }
         ws->grads[l->scale + k] = (fo_real)sum;
     }
     fo_backward(slot->tape, slot->out, NULL);
@@ -4626,16 +5786,488 @@ static void fo__coupling_backward(fo_workspace *ws, int layer) {
         fo__rows(ws, layer, fo__coupling_scatter);
 }
 
-static const fo__layer_kind fo__layer_kinds[] = {
-    {"dequantize", 0, 0, 0, fo__dequantize_setup, fo__dequantize_encode, fo__dequantize_decode,
+static void fo__no_logdet(fo_workspace *ws, int layer) {
+    memset(fo__logdet(ws, layer), 0, (size_t)ws->rows * sizeof(double));
+}
+
+/* Sum of dLoss/d(logdet) over the rows. */
+static double fo__dlogdet_sum(const fo_workspace *ws) {
+    double  sum = 0;
+    int64_t r;
+    for (r = 0; r < ws->rows; r++)
+        sum += ws->dlogdet[r];
+    return sum;
+}
+
+/* ---- squeeze, unsqueeze, permute: the same numbers in other places; logdet = 0 ----------------
+
+   squeeze: C x H x W -> 4C x H/2 x W/2. Channel c*4 + 2*dy + dx holds pixel (dy,dx) of every 2 x 2
+   block of channel c; with order=alt (RealNVP's own) channel p*C + c, p running over (0,0), (1,1),
+   (0,1), (1,0), so that the first half of the channels is a checkerboard. */
+static int fo__squeeze_place(const fo__layer *layer, fo_shape in, int i) {
+    static const int order[4] = {0, 2, 3, 1}; /* of 2*dy + dx among (0,0) (1,1) (0,1) (1,0) */
+    int c = i / (in.h * in.w), y = i / in.w % in.h, x = i % in.w, block = y % 2 * 2 + x % 2;
+    int channel = layer->alt ? order[block] * in.c + c : c * 4 + block;
+    return (channel * (in.h / 2) + y / 2) * (in.w / 2) + x / 2;
+}
+
+static fo_result fo__place_setup(fo_flow *flow, fo__layer *layer) {
+    fo_shape in = layer->shape, out = in;
+    int      squeeze = layer->kind.name[0] == 's', i, n = (int)fo_shape_count(in);
+    layer->from = (int *)fo__arena_alloc(&flow->arena, fo__times(n, sizeof(int)));
+    if (layer->from == NULL)
+        return FO_ERR_MEMORY;
+    if (layer->kind.name[0] == 'p') { /* permute whole channels */
+        int pixels = in.h * in.w, *order = layer->from, c;
+        for (c = 0; c < in.c; c++)
+            order[c] = layer->reverse ? in.c - 1 - c : c;
+        for (c = in.c - 1; c > 0 && !layer->reverse; c--) {
+            int j    = (int)fo__below((uint64_t)layer->seed, FO__STREAM_PERMUTE, c, c + 1);
+            int swap = order[c];
+            order[c] = order[j];
+            order[j] = swap;
+        }
+        for (i = n - 1; i >= 0; i--) /* from the back: the front still holds the channels */
+            layer->from[i] = order[i / pixels] * pixels + i % pixels;
+        return FO_OK;
+    }
+    if (squeeze ? in.h % 2 || in.w % 2 : in.c % 4)
+        return fo__fail(flow->fo, FO_ERR_SHAPE, "%s of %dx%dx%d: %s", layer->kind.name, in.c, in.h,
+                        in.w, squeeze ? "height and width must be even"
+                                      : "the channels must be a multiple of 4");
+    out.c = squeeze ? in.c * 4 : in.c / 4;
+    out.h = squeeze ? in.h / 2 : in.h * 2;
+    out.w = squeeze ? in.w / 2 : in.w * 2;
+    for (i = 0; i < n; i++) {
+        int place = fo__squeeze_place(layer, squeeze ? in : out, i);
+        if (squeeze)
+            layer->from[place] = i;
+        else
+            layer->from[i] = place;
+    }
+    flow->end = out;
+    return FO_OK;
+}
+
+/* to[i] = row[from[i]], or back: row[from[i]] = to[i]. */
+static void fo__place_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end, fo_real *rows,
+                           int back) {
+    const int *from = ws->flow->layers[layer].from;
+    int64_t    r, i, n = fo_shape_count(ws->flow->layers[layer].shape);
+    for (r = begin; r < end; r++) {
+        fo_real *row = rows + r * ws->flow->size, *other = ws->spare + r * ws->flow->size;
+        for (i = 0; i < n; i++)
+            other[back ? from[i] : i] = row[back ? i : from[i]];
+        memcpy(row, other, (size_t)n * sizeof *row);
+    }
+}
+
+static void fo__place_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    fo__place_rows(ws, layer, begin, end, ws->state, 0);
+}
+
+static void fo__place_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    fo__place_rows(ws, layer, begin, end, ws->state, 1);
+}
+
+static void fo__place_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    fo__place_rows(ws, layer, begin, end, ws->state, 1);
+    fo__place_rows(ws, layer, begin, end, ws->dstate, 1);
+}
+
+static void fo__place_encode(fo_workspace *ws, int layer) {
+    fo__no_logdet(ws, layer);
+    fo__rows(ws, layer, fo__place_encode_rows);
+}
+
+static void fo__place_decode(fo_workspace *ws, int layer) {
+    fo__no_logdet(ws, layer);
+    fo__rows(ws, layer, fo__place_decode_rows);
+}
+
+static void fo__place_backward(fo_workspace *ws, int layer) {
+    fo__rows(ws, layer, fo__place_backward_rows);
+}
+
+/* ---- split: the second half of the channels is latent from here on (multi-scale) --------------
+
+   Channels are the outermost dimension, so the part that goes on is the front of the row and the
+   latent part stays where it lies: nothing moves. */
+static fo_result fo__split_setup(fo_flow *flow, fo__layer *layer) {
+    if (layer->shape.c % 2)
+        return fo__fail(flow->fo, FO_ERR_SHAPE, "split of %dx%dx%d: the channels must be even",
+                        layer->shape.c, layer->shape.h, layer->shape.w);
+    flow->end.c = layer->shape.c / 2;
+    return FO_OK;
+}
+
+static void fo__split_encode(fo_workspace *ws, int layer) { fo__no_logdet(ws, layer); }
+static void fo__split_backward(fo_workspace *ws, int layer) { (void)ws, (void)layer; }
+
+/* ---- actnorm: y = (x + bias) exp(log_scale) per channel, logdet = H W sum(log_scale) ----------
+
+   Kingma & Dhariwal 2018. Measured on the first batch so that every channel starts with mean 0 and
+   variance 1; a channel that is constant there keeps its scale and stays harmless. */
+static fo_result fo__actnorm_setup(fo_flow *flow, fo__layer *layer) {
+    int64_t c = layer->shape.c, one = 1;
+    layer->bias     = fo__layer_param(flow, layer, &flow->params, "bias", 1, &c, 0);
+    layer->scale    = fo__layer_param(flow, layer, &flow->params, "log_scale", 1, &c, 0);
+    layer->measured = fo__layer_param(flow, layer, &flow->buffers, "measured", 1, &one, 0);
+    return layer->measured < 0 ? flow->fo->failed : FO_OK;
+}
+
+static void fo__actnorm_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end, int decode) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    fo_real         *bias = ws->values + l->bias, *scale = ws->values + l->scale;
+    int64_t          r, i, n = l->shape.h * l->shape.w, size = n * l->shape.c;
+    double           sum = 0;
+    int              c;
+    for (c = 0; c < l->shape.c; c++)
+        sum += (double)n * (double)scale[c];
+    for (r = begin; r < end; r++) {
+        fo_real *x = fo__state(ws, r);
+        if (ws->slots[layer].save)
+            memcpy(ws->slots[layer].save + r * size, x, (size_t)size * sizeof *x);
+        for (c = 0; c < l->shape.c; c++) {
+            fo_real e = (fo_real)exp(decode ? -(double)scale[c] : (double)scale[c]);
+            for (i = 0; i < n; i++, x++)
+                *x = decode ? *x * e - bias[c] : (*x + bias[c]) * e;
+        }
+        fo__logdet(ws, layer)[r] = decode ? -sum : sum;
+    }
+}
+
+static void fo__actnorm_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    fo__actnorm_rows(ws, layer, begin, end, 0);
+}
+
+static void fo__actnorm_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    fo__actnorm_rows(ws, layer, begin, end, 1);
+}
+
+/* Mean and standard deviation of channel c over the rows that are in the state. */
+static void fo__actnorm_measure(fo_workspace *ws, const fo__layer *l) {
+    int64_t r, i, n = l->shape.h * l->shape.w;
+    int     c;
+    for (c = 0; c < l->shape.c; c++) {
+        double sum = 0, square = 0, count = (double)(n * ws->rows), mean;
+        for (r = 0; r < ws->rows; r++)
+            sum += ws->fo->kernels->sum(n, fo__state(ws, r) + c * n);
+        mean = sum / count;
+        for (r = 0; r < ws->rows; r++)
+            for (i = 0; i < n; i++) {
+                double d = (double)fo__state(ws, r)[c * n + i] - mean;
+                square += d * d;
+            }
+        square = sqrt(square / count);
+        ws->flow->values[l->bias + c]  = (fo_real)-mean;
+        ws->flow->values[l->scale + c] = (fo_real)(square > 1e-3 ? -log(square) : 0);
+    }
+    ws->flow->buffer_values[l->measured] = 1;
+}
+
+static void fo__actnorm_encode(fo_workspace *ws, int layer) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    if (ws->norm.mode == FO_NORM_TRAIN && ws->flow->buffer_values[l->measured] == 0)
+        fo__actnorm_measure(ws, l);
+    fo__rows(ws, layer, fo__actnorm_encode_rows);
+}
+
+static void fo__actnorm_decode(fo_workspace *ws, int layer) {
+    fo__rows(ws, layer, fo__actnorm_decode_rows);
+}
+
+/* dx = dy exp(s), dbias = sum of dx, ds = sum of dy y + c H W rows */
+static void fo__actnorm_backward(fo_workspace *ws, int layer) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    int64_t          r, n = l->shape.h * l->shape.w, size = n * l->shape.c;
+    int              c;
+    for (c = 0; c < l->shape.c; c++) {
+        fo_real e  = (fo_real)exp((double)ws->values[l->scale + c]);
+        double  ds = fo__dlogdet_sum(ws) * (double)n, db = 0;
+        for (r = 0; r < ws->rows; r++) {
+            fo_real *y = fo__state(ws, r) + c * n, *dy = ws->dstate + r * ws->flow->size + c * n;
+            ds += ws->fo->kernels->dot(n, dy, y);
+            ws->fo->kernels->scale(n, e, dy, dy);
+            db += ws->fo->kernels->sum(n, dy);
+            memcpy(y, ws->slots[layer].save + r * size + c * n, (size_t)n * sizeof *y);
+        }
+        ws->grads[l->bias + c]  = (fo_real)db;
+        ws->grads[l->scale + c] = (fo_real)ds;
+    }
+}
+
+/* ---- conv1x1: y = W x at every pixel, logdet = H W log|det W| ----------------------------------
+
+   Kingma & Dhariwal 2018. lu=1: W = P (I + lower)(upper + diag(sign exp(log_diag))), whose logdet
+   is the sum of log_diag; rows of W are put in order by P, which is fixed. Determinant and inverse
+   are made in double. */
+static fo_result fo__conv1x1_setup(fo_flow *flow, fo__layer *layer) {
+    int64_t dim[2];
+    dim[0] = dim[1] = layer->shape.c;
+    if (layer->shape.c > FO__CHANNELS)
+        return fo__fail(flow->fo, FO_ERR_SHAPE, "conv1x1 of %d channels: up to %d are possible",
+                        layer->shape.c, FO__CHANNELS);
+    if (layer->lu) {
+        layer->lower = fo__layer_param(flow, layer, &flow->params, "lower", 2, dim, 0);
+        layer->upper = fo__layer_param(flow, layer, &flow->params, "upper", 2, dim, 0);
+        layer->scale = fo__layer_param(flow, layer, &flow->params, "log_diag", 1, dim, 0);
+        layer->sign  = fo__layer_param(flow, layer, &flow->buffers, "sign", 1, dim, 1);
+        layer->order = fo__layer_param(flow, layer, &flow->buffers, "order", 1, dim, 0);
+        return layer->order < 0 ? flow->fo->failed : FO_OK;
+    }
+    layer->weight = fo__layer_param(flow, layer, &flow->params, "weight", 2, dim, 0);
+    return layer->weight < 0 ? flow->fo->failed : FO_OK;
+}
+
+/* Gauss and Jordan with partial pivoting: b[n,m] becomes a^-1 b, a[n,n] is destroyed; returns
+   log|det a|. With m = 0 only the determinant is made, at a third of the cost. */
+static double fo__eliminate(double *a, int64_t n, double *b, int64_t m) {
+    int64_t i, j, k, pivot;
+    double  sum = 0, swap;
+    for (k = 0; k < n; k++) {
+        for (pivot = k, i = k + 1; i < n; i++)
+            if (fabs(a[i * n + k]) > fabs(a[pivot * n + k]))
+                pivot = i;
+        for (j = 0; j < n && pivot != k; j++)
+            swap = a[k * n + j], a[k * n + j] = a[pivot * n + j], a[pivot * n + j] = swap;
+        for (j = 0; j < m && pivot != k; j++)
+            swap = b[k * m + j], b[k * m + j] = b[pivot * m + j], b[pivot * m + j] = swap;
+        sum += log(fabs(a[k * n + k]));
+        for (i = m ? 0 : k + 1; i < n; i++) {
+            double factor = i == k ? 0 : a[i * n + k] / a[k * n + k];
+            for (j = k + 1; j < n && factor != 0; j++)
+                a[i * n + j] -= factor * a[k * n + j];
+            for (j = 0; j < m && factor != 0; j++)
+                b[i * m + j] -= factor * b[k * m + j];
+        }
+    }
+    for (i = 0; i < n; i++)
+        for (j = 0; j < m; j++)
+            b[i * m + j] /= a[i * n + i];
+    return sum;
+}
+
+/* A random orthogonal matrix: normal rows, made orthonormal one after the other. */
+static void fo__orthogonal(uint64_t seed, uint64_t stream, int n, double *a) {
+    int     i, j, k;
+    fo_real z;
+    for (i = 0; i < n; i++) {
+        double length = 0;
+        for (k = 0; k < n; k++) {
+            fo_random_normal(seed, stream, (uint64_t)(i * n + k), 1, &z);
+            a[i * n + k] = (double)z;
+        }
+        for (j = 0; j < 2 * i; j++) { /* twice: once more removes what rounding left */
+            double dot = 0, *b = a + j % i * n;
+            for (k = 0; k < n; k++)
+                dot += a[i * n + k] * b[k];
+            for (k = 0; k < n; k++)
+                a[i * n + k] -= dot * b[k];
+        }
+        for (k = 0; k < n; k++)
+            length += a[i * n + k] * a[i * n + k];
+        for (k = 0; k < n; k++)
+            a[i * n + k] /= sqrt(length);
+    }
+}
+
+/* First values: a rotation, and for lu=1 its factors (Doolittle with row pivoting). */
+static void fo__conv1x1_init(fo_flow *flow, const fo__layer *l) {
+    int      n = l->shape.c, i, j, k, at[FO__CHANNELS];
+    double   a[FO__CHANNELS * FO__CHANNELS];
+    fo_real *v = flow->values, *b = flow->buffer_values;
+    fo__orthogonal(flow->fo->desc.seed, FO__STREAM_INIT + 0x10000 + (uint64_t)(l - flow->layers), n,
+                   a);
+    for (i = 0; i < n * n && !l->lu; i++)
+        v[l->weight + i] = (fo_real)a[i];
+    if (!l->lu)
+        return;
+    for (i = 0; i < n; i++)
+        at[i] = i;
+    for (k = 0; k < n; k++) {
+        for (i = j = k; i < n; i++)
+            if (fabs(a[at[i] * n + k]) > fabs(a[at[j] * n + k]))
+                j = i;
+        i = at[k], at[k] = at[j], at[j] = i;
+        for (i = k + 1; i < n; i++) {
+            double factor = a[at[i] * n + k] /= a[at[k] * n + k];
+            for (j = k + 1; j < n; j++)
+                a[at[i] * n + j] -= factor * a[at[k] * n + j];
+        }
+    }
+    for (i = 0; i < n; i++) { /* row at[i] of W is row i of the product of the factors */
+        for (j = 0; j < n; j++)
+            v[(j < i ? l->lower : l->upper) + i * n + j] = (fo_real)(i == j ? 0 : a[at[i] * n + j]);
+        v[l->scale + i]     = (fo_real)log(fabs(a[at[i] * n + i]));
+        b[l->sign + i]      = a[at[i] * n + i] < 0 ? -1 : 1;
+        b[l->order + at[i]] = (fo_real)i;
+    }
+}
+
+/* lower and upper factor of lu=1, complete. */
+static void fo__conv1x1_factors(const fo_workspace *ws, const fo__layer *l, double *lower,
+                                double *upper) {
+    const fo_real *v = ws->values, *sign = ws->flow->buffer_values + l->sign;
+    int            n = l->shape.c, i, j;
+    for (i = 0; i < n; i++)
+        for (j = 0; j < n; j++) {
+            lower[i * n + j] = i == j ? 1 : i > j ? (double)v[l->lower + i * n + j] : 0;
+            upper[i * n + j] = i < j ? (double)v[l->upper + i * n + j]
+                               : i == j ? (double)sign[i] * exp((double)v[l->scale + i]) : 0;
+        }
+}
+
+static int fo__conv1x1_order(const fo_workspace *ws, const fo__layer *l, int row) {
+    int order = (int)ws->flow->buffer_values[l->order + row];
+    return order >= 0 && order < l->shape.c ? order : 0; /* files are hostile */
+}
+
+/* W and its inverse into the slot; log|det W|. */
+static double fo__conv1x1_matrix(fo_workspace *ws, int layer) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    int              n = l->shape.c, i, j, k;
+    double          *w = ws->slots[layer].matrix, *inverse = w + n * n, *copy = w + 2 * n * n;
+    double           lower[FO__CHANNELS * FO__CHANNELS], upper[FO__CHANNELS * FO__CHANNELS];
+    if (l->lu)
+        fo__conv1x1_factors(ws, l, lower, upper);
+    for (i = 0; i < n; i++) {
+        int row = l->lu ? fo__conv1x1_order(ws, l, i) : i;
+        for (j = 0; j < n; j++) {
+            double sum = 0;
+            for (k = 0; l->lu && k <= row; k++)
+                sum += lower[row * n + k] * upper[k * n + j];
+            w[i * n + j]       = l->lu ? sum : (double)ws->values[l->weight + i * n + j];
+            inverse[i * n + j] = i == j;
+        }
+    }
+    memcpy(copy, w, (size_t)(n * n) * sizeof *w);
+    return fo__eliminate(copy, n, inverse, n);
+}
+
+/* row := matrix row, at every pixel; transposed if asked. Sums in double are not needed: C is
+   small. */
+static void fo__conv1x1_apply(fo_workspace *ws, const fo__layer *l, const double *matrix,
+                              int transposed, fo_real *row, fo_real *spare) {
+    int     n = l->shape.c, o, i;
+    int64_t pixels = l->shape.h * l->shape.w;
+    memcpy(spare, row, (size_t)(n * pixels) * sizeof *row);
+    memset(row, 0, (size_t)(n * pixels) * sizeof *row);
+    for (o = 0; o < n; o++)
+        for (i = 0; i < n; i++)
+            ws->fo->kernels->axpy(pixels, (fo_real)matrix[transposed ? i * n + o : o * n + i],
+                                  spare + i * pixels, row + o * pixels);
+}
+
+static void fo__conv1x1_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    int64_t          r, size = fo_shape_count(l->shape);
+    for (r = begin; r < end; r++) {
+        if (slot->save)
+            memcpy(slot->save + r * size, fo__state(ws, r), (size_t)size * sizeof(fo_real));
+        fo__conv1x1_apply(ws, l, slot->matrix, 0, fo__state(ws, r), ws->spare + r * ws->flow->size);
+    }
+}
+
+static void fo__conv1x1_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    int64_t          r;
+    for (r = begin; r < end; r++)
+        fo__conv1x1_apply(ws, l, ws->slots[layer].matrix + l->shape.c * l->shape.c, 0,
+                          fo__state(ws, r), ws->spare + r * ws->flow->size);
+}
+
+static void fo__conv1x1_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    int64_t          r, size = fo_shape_count(l->shape);
+    for (r = begin; r < end; r++) {
+        fo__conv1x1_apply(ws, l, slot->matrix, 1, ws->dstate + r * ws->flow->size,
+                          ws->spare + r * ws->flow->size);
+        memcpy(fo__state(ws, r), slot->save + r * size, (size_t)size * sizeof(fo_real));
+    }
+}
+
+static void fo__conv1x1_run(fo_workspace *ws, int layer, int decode) {
+    const fo__layer *l      = &ws->flow->layers[layer];
+    double           logdet = fo__conv1x1_matrix(ws, layer) * l->shape.h * l->shape.w;
+    int64_t          r;
+    for (r = 0; r < ws->rows; r++)
+        fo__logdet(ws, layer)[r] = decode ? -logdet : logdet;
+    fo__rows(ws, layer, decode ? fo__conv1x1_decode_rows : fo__conv1x1_encode_rows);
+}
+
+static void fo__conv1x1_encode(fo_workspace *ws, int layer) { fo__conv1x1_run(ws, layer, 0); }
+static void fo__conv1x1_decode(fo_workspace *ws, int layer) { fo__conv1x1_run(ws, layer, 1); }
+
+/* dW = sum of dy x^T + c H W rows W^-T; with lu=1 through the product of the factors. */
+static void fo__conv1x1_backward(fo_workspace *ws, int layer) {
+    const fo__layer *l = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    int              n = l->shape.c, i, j, k;
+    int64_t          r, pixels = l->shape.h * l->shape.w, size = n * pixels;
+    double           lower[FO__CHANNELS * FO__CHANNELS], upper[FO__CHANNELS * FO__CHANNELS];
+    double          *inverse = slot->matrix + n * n, *dm = slot->matrix + 2 * n * n;
+    double           c = fo__dlogdet_sum(ws) * (double)pixels;
+    for (i = 0; i < n; i++)
+        for (j = 0; j < n; j++) {
+            double sum = l->lu ? 0 : c * inverse[j * n + i];
+            for (r = 0; r < ws->rows; r++)
+                sum += ws->fo->kernels->dot(pixels, ws->dstate + r * ws->flow->size + i * pixels,
+                                            slot->save + r * size + j * pixels);
+            if (l->lu)
+                dm[fo__conv1x1_order(ws, l, i) * n + j] = sum;
+            else
+                ws->grads[l->weight + i * n + j] = (fo_real)sum;
+        }
+    if (l->lu)
+        fo__conv1x1_factors(ws, l, lower, upper);
+    for (i = 0; i < n && l->lu; i++)
+        for (j = 0; j < n; j++) {
+            double dl = 0, du = 0; /* dL = dM U^T, dU = L^T dM */
+            for (k = 0; k < n; k++) {
+                dl += dm[i * n + k] * upper[j * n + k];
+                du += lower[k * n + i] * dm[k * n + j];
+            }
+            ws->grads[l->lower + i * n + j] = (fo_real)(i > j ? dl : 0);
+            ws->grads[l->upper + i * n + j] = (fo_real)(i < j ? du : 0);
+            if (i == j)
+                ws->grads[l->scale + i] = (fo_real)(du * upper[i * n + i] + c);
+        }
+    fo__rows(ws, layer, fo__conv1x1_backward_rows);
+}
+
+/* Name, settings, has_mask, affine, saves, then what it does. */
+static fo__layer_kind fo__layer_kind_of(const char *name) {
+    const fo__layer_kind kinds[] = {
+    {"dequantize", "", 0, 0, 0, fo__dequantize_setup, fo__dequantize_encode, fo__dequantize_decode,
+     NULL, NULL},
+    {"logit", "alpha", 0, 0, 0, fo__logit_setup, fo__logit_encode, fo__logit_decode, NULL, NULL},
+    {"standardize", "", 0, 0, 0, fo__standardize_setup, fo__standardize_encode,
+     fo__standardize_decode, NULL, NULL},
+    {"coupling", "net", 1, 1, 1, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
+     fo__coupling_backward, NULL},
+    {"additive", "net", 1, 0, 1, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
+     fo__coupling_backward, NULL},
+    {"squeeze", "order", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
+     fo__place_backward, NULL},
+    {"unsqueeze", "order", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
+     fo__place_backward, NULL},
+    {"permute", "seed", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
+     fo__place_backward, NULL},
+    {"split", "", 0, 0, 0, fo__split_setup, fo__split_encode, fo__split_encode, fo__split_backward,
      NULL},
-    {"logit", 0, 1, 0, fo__logit_setup, fo__logit_encode, fo__logit_decode, NULL},
-    {"standardize", 0, 0, 0, fo__standardize_setup, fo__standardize_encode,
-     fo__standardize_decode, NULL},
-    {"coupling", 1, 0, 1, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
-     fo__coupling_backward},
-    {"additive", 1, 0, 0, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
-     fo__coupling_backward}};
+    {"actnorm", "", 0, 0, 1, fo__actnorm_setup, fo__actnorm_encode, fo__actnorm_decode,
+     fo__actnorm_backward, NULL},
+    {"conv1x1", "lu", 0, 0, 1, fo__conv1x1_setup, fo__conv1x1_encode, fo__conv1x1_decode,
+     fo__conv1x1_backward, fo__conv1x1_init},
+        {NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL}};
+    size_t k = 0;
+    while (kinds[k].name && strcmp(kinds[k].name, name) != 0)
+        k++;
+    return kinds[k];
+}
 
 /* ================================================================================================
    >>flow          build, text, workspaces, scoring
@@ -4659,6 +6291,7 @@ fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
     if (flow) {
         flow->fo    = fo;
         flow->shape = shape;
+        flow->end   = shape;
         flow->size  = count;
     }
     return flow;
@@ -4687,26 +6320,33 @@ fo_param_info fo_param_at(const fo_flow *flow, int i) {
 static fo_tape *fo__layer_tape(fo_context *fo, fo_flow *flow, int i, int batch, int needs_grad,
                                fo_tensor **x, fo_tensor **out) {
     fo__layer         *layer = &flow->layers[i];
-    const fo_net_kind *net   = fo__net_find(flow->fo, layer->net.kind);
-    fo_tape           *tape  = net ? fo_tape_create(fo) : NULL;
-    int64_t            dim[2];
+    fo_tape           *tape  = NULL;
+    fo_net_kind        net;
+    int                pixels = layer->shape.h * layer->shape.w;
+    int64_t            dim[4];
     char              *prefix;
+    if (fo__net_find(flow->fo, layer->net.kind, &net) == FO_OK)
+        tape = fo_tape_create(fo);
     if (tape == NULL)
         return NULL;
     tape->params       = &flow->params;
+    tape->buffers      = &flow->buffers;
     tape->params_arena = &flow->arena;
     prefix             = (char *)fo__arena_alloc(&tape->arena, 32);
     if (prefix)
         snprintf(prefix, 32, "%d.net.", i);
     tape->prefix = prefix;
     dim[0]       = batch;
-    dim[1]       = layer->n_condition;
-    *x           = prefix ? fo_input(tape, 2, dim, needs_grad) : NULL;
-    *out         = *x ? net->build(tape, *x, layer->outputs, &layer->net) : NULL;
-    if (*out && ((*out)->dim[0] != batch || fo__row(*out) != layer->outputs)) {
+    dim[1]       = net.image ? layer->n_in / pixels : layer->n_in;
+    dim[2]       = layer->shape.h;
+    dim[3]       = layer->shape.w;
+    *x           = prefix ? fo_input(tape, net.image ? 4 : 2, dim, needs_grad) : NULL;
+    *out         = *x ? net.build(tape, *x, net.image ? layer->n_out / pixels : layer->n_out,
+                                   &layer->net) : NULL;
+    if (*out && ((*out)->dim[0] != batch || fo__row(*out) != layer->n_out)) {
         char text[96];
         fo__fail(fo, FO_ERR_SHAPE, "st-network %s returned %s; [%d,%d] is needed", layer->net.kind,
-                 fo__dims(text, (*out)->rank, (*out)->dim), batch, layer->outputs);
+                 fo__dims(text, (*out)->rank, (*out)->dim), batch, layer->n_out);
         *out = NULL;
     }
     if (*out == NULL) {
@@ -4742,60 +6382,91 @@ static void fo__print_double(char *text, size_t size, double x, int digits) {
             *comma = '.';
 }
 
-static fo_result fo__layer_write(fo_flow *flow, fo__layer *layer) {
-    size_t map  = layer->map && strcmp(layer->mask.kind, "map") == 0
-                      ? fo__map_text(layer->map, flow->size, NULL) : 0;
-    size_t size = 256 + map, at;
-    char  *text = (char *)fo__arena_alloc(&flow->arena, size), number[40];
+/* " name=value" for a setting that differs from its default. */
+static size_t fo__write_setting(char *text, size_t size, size_t at, const char *name, int value,
+                                int usual) {
+    if (value == usual)
+        return at;
+    return at + (size_t)snprintf(text + at, size - at, " %s=%d", name, value);
+}
+
+static size_t fo__write_net(const fo_net *net, char *text, size_t size, size_t at) {
+    int usual_blocks = net->channels && strcmp(net->kind, "resnet") ? 2 : 0;
+    at += (size_t)snprintf(text + at, size - at, " net=%s", net->kind);
+    at = fo__write_setting(text, size, at, "hidden", net->hidden, 0);
+    at = fo__write_setting(text, size, at, "channels", net->channels, 0);
+    at = fo__write_setting(text, size, at, "blocks", net->blocks, usual_blocks);
+    at = fo__write_setting(text, size, at, "depth", net->depth, 1);
+    at = fo__write_setting(text, size, at, "bottleneck", net->bottleneck, 0);
+    at = fo__write_setting(text, size, at, "neck", net->neck, 0);
+    at = fo__write_setting(text, size, at, "skip", !net->no_skip, 1);
+    if (net->act)
+        at += (size_t)snprintf(text + at, size - at, " act=%s", net->act);
+    return at;
+}
+
+static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
+    int64_t n    = fo_shape_count(l->shape);
+    size_t  map  = l->map && strcmp(l->mask.kind, "map") == 0 ? fo__map_text(l->map, n, NULL) : 0;
+    size_t  size = 400 + map, at;
+    char   *text = (char *)fo__arena_alloc(&flow->arena, size), number[40];
     if (text == NULL)
         return FO_ERR_MEMORY;
-    at = (size_t)snprintf(text, size, "%s", layer->kind->name);
-    fo__print_double(number, sizeof number, layer->alpha, 9);
-    if (layer->kind->has_alpha)
-        at += (size_t)snprintf(text + at, size - at, " alpha=%s", number);
-    if (layer->kind->has_mask) {
-        at += (size_t)snprintf(text + at, size - at, " mask=%s:", layer->mask.kind);
+    at = (size_t)snprintf(text, size, "%s", l->kind.name);
+    fo__print_double(number, sizeof number, l->alpha, 9);
+    if (strcmp(l->kind.keys, "alpha") == 0)
+        snprintf(text + at, size - at, " alpha=%s", number);
+    if (strcmp(l->kind.keys, "order") == 0 && l->alt)
+        snprintf(text + at, size - at, " order=alt");
+    if (strcmp(l->kind.keys, "seed") == 0)
+        snprintf(text + at, size - at, l->reverse ? " reverse=1" : " seed=%d", l->seed);
+    if (strcmp(l->kind.keys, "lu") == 0)
+        fo__write_setting(text, size, at, "lu", l->lu, 0);
+    if (l->kind.has_mask) {
+        at += (size_t)snprintf(text + at, size - at, " mask=%s:", l->mask.kind);
         if (map)
-            at += fo__map_text(layer->map, flow->size, text + at);
+            at += fo__map_text(l->map, n, text + at);
         else
-            at += (size_t)snprintf(text + at, size - at, "%d", layer->mask.phase);
-        at += (size_t)snprintf(text + at, size - at, " net=%s hidden=%d", layer->net.kind,
-                               layer->net.hidden);
-        if (layer->net.depth != 1)
-            at += (size_t)snprintf(text + at, size - at, " depth=%d", layer->net.depth);
-        if (layer->net.bottleneck)
-            at += (size_t)snprintf(text + at, size - at, " bottleneck=%d", layer->net.bottleneck);
-        if (layer->net.act)
-            snprintf(text + at, size - at, " act=%s", layer->net.act);
+            at += (size_t)snprintf(text + at, size - at, "%d", l->mask.phase);
+        fo__write_net(&l->net, text, size, at);
     }
-    layer->text = text;
+    l->text = text;
     return FO_OK;
 }
 
 static fo_result fo__net_resolve(fo_flow *flow, fo_net *net) {
+    fo_net_kind kind;
     net->kind   = fo__strdup(&flow->arena, net->kind ? net->kind : "mlp");
     net->act    = net->act && strcmp(net->act, "leaky_relu") ? fo__strdup(&flow->arena, net->act)
                                                              : NULL;
-    net->hidden = net->hidden ? net->hidden : 512;
+    if (net->kind == NULL || fo__net_find(flow->fo, net->kind, &kind) != FO_OK)
+        return flow->fo->failed;
+    if (kind.image) {
+        net->channels = net->channels ? net->channels : 32;
+        net->blocks   = net->blocks ? net->blocks : 2;
+    }
+    net->hidden = net->hidden || kind.image ? net->hidden : 512;
     net->depth  = net->depth ? net->depth : 1;
-    if (net->hidden < 1 || net->hidden > 1 << 16 || net->depth < 1 || net->depth > 64 ||
-        net->bottleneck < 0 || net->bottleneck > 1 << 16)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "st-network hidden=%d depth=%d bottleneck=%d: "
-                        "hidden and bottleneck up to 65536, depth up to 64 are possible",
-                        net->hidden, net->depth, net->bottleneck);
+    if (net->hidden < 0 || net->hidden > 1 << 16 || net->depth < 1 || net->depth > 64 ||
+        net->bottleneck < 0 || net->bottleneck > 1 << 16 || net->channels < 0 ||
+        net->channels > 1 << 12 || net->blocks < 0 || net->blocks > 64 || net->neck < 0 ||
+        net->neck > 1 << 16)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "st-network hidden=%d depth=%d bottleneck=%d "
+                        "channels=%d blocks=%d neck=%d: widths up to 65536, channels up to 4096, "
+                        "depth and blocks up to 64 are possible", net->hidden, net->depth,
+                        net->bottleneck, net->channels, net->blocks, net->neck);
     return net->kind ? FO_OK : FO_ERR_MEMORY;
 }
 
-static fo_result fo__add_layer(fo_flow *flow, const char *kind, double alpha, fo_mask mask,
-                               fo_net net) {
+/* Appends a copy of this layer, of which kind and settings are given. */
+static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
     fo__layer *layers, *layer;
-    size_t     k = 0;
     fo_tensor *x, *out;
     if (flow == NULL)
         return FO_ERR_ARGUMENT;
     if (flow->ready)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: layers cannot be added to a flow that is in "
-                        "use: build it completely first", kind);
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: layers cannot be added to a flow that is "
+                        "in use: build it completely first", given->kind.name);
     if (flow->broken)
         return FO_ERR_ARGUMENT;
     flow->broken = 1; /* until everything below has worked */
@@ -4805,21 +6476,16 @@ static fo_result fo__add_layer(fo_flow *flow, const char *kind, double alpha, fo
         return FO_ERR_MEMORY;
     flow->layers = layers;
     layer        = &layers[flow->n_layers];
-    memset(layer, 0, sizeof *layer);
-    while (strcmp(fo__layer_kinds[k].name, kind) != 0)
-        k++;
-    layer->kind  = &fo__layer_kinds[k];
-    layer->alpha = alpha;
-    layer->mask  = mask;
-    layer->net   = net;
-    if (layer->kind->has_mask) {
-        layer->mask.kind = fo__strdup(&flow->arena, mask.kind ? mask.kind : "");
+    *layer       = *given;
+    layer->shape = flow->end;
+    if (layer->kind.has_mask) {
+        layer->mask.kind = fo__strdup(&flow->arena, given->mask.kind ? given->mask.kind : "");
         if (layer->mask.kind == NULL || fo__net_resolve(flow, &layer->net) != FO_OK)
             return flow->fo->failed;
     }
-    if (layer->kind->setup(flow, layer) != FO_OK)
+    if (layer->kind.setup(flow, layer) != FO_OK)
         return flow->fo->failed;
-    if (layer->kind->has_mask) {
+    if (layer->kind.has_mask) {
         fo_tape *tape = fo__layer_tape(flow->fo, flow, flow->n_layers, 1, 1, &x, &out);
         if (tape == NULL)
             return flow->fo->failed;
@@ -4833,20 +6499,37 @@ static fo_result fo__add_layer(fo_flow *flow, const char *kind, double alpha, fo
     return FO_OK;
 }
 
+static fo__layer fo__layer_of(const char *kind) {
+    fo__layer layer;
+    memset(&layer, 0, sizeof layer);
+    layer.kind = fo__layer_kind_of(kind);
+    return layer;
+}
+
 fo_result fo_add_dequantize(fo_flow *flow) {
-    return fo__add_layer(flow, "dequantize", 0, fo_mask_named(NULL, 0), fo_net_named(NULL));
+    fo__layer layer = fo__layer_of("dequantize");
+    return fo__add_layer(flow, &layer);
 }
 fo_result fo_add_logit(fo_flow *flow, double alpha) {
-    return fo__add_layer(flow, "logit", alpha, fo_mask_named(NULL, 0), fo_net_named(NULL));
+    fo__layer layer = fo__layer_of("logit");
+    layer.alpha     = alpha;
+    return fo__add_layer(flow, &layer);
 }
 fo_result fo_add_standardize(fo_flow *flow) {
-    return fo__add_layer(flow, "standardize", 0, fo_mask_named(NULL, 0), fo_net_named(NULL));
+    fo__layer layer = fo__layer_of("standardize");
+    return fo__add_layer(flow, &layer);
 }
 fo_result fo_add_coupling(fo_flow *flow, fo_mask mask, fo_net net) {
-    return fo__add_layer(flow, "coupling", 0, mask, net);
+    fo__layer layer = fo__layer_of("coupling");
+    layer.mask      = mask;
+    layer.net       = net;
+    return fo__add_layer(flow, &layer);
 }
 fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net) {
-    return fo__add_layer(flow, "additive", 0, mask, net);
+    fo__layer layer = fo__layer_of("additive");
+    layer.mask      = mask;
+    layer.net       = net;
+    return fo__add_layer(flow, &layer);
 }
 
 /* ---- text in --------------------------------------------------------------------------------- */
@@ -4855,10 +6538,8 @@ typedef struct fo__line { /* one line of a flow's text, taken apart */
     fo_context *fo;
     int         number; /* for messages */
     char        text[512];
-    double      alpha;
-    fo_mask     mask;
-    fo_net      net;
-    unsigned char *map;
+    fo__layer   layer;
+    int         skips, seeded; /* skip=1, seed= were written */
 } fo__line;
 
 static fo_result fo__line_fail(fo__line *line, const char *what, const char *word) {
@@ -4886,9 +6567,9 @@ static int fo__parse_double(const char *text, double *out) {
 
 /* The runs of "map:14c14x" into states. */
 static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *runs, int64_t size) {
-    int64_t at = 0;
-    line->map  = (unsigned char *)fo__arena_alloc(arena, (size_t)size);
-    if (line->map == NULL)
+    int64_t        at  = 0;
+    unsigned char *map = (unsigned char *)fo__arena_alloc(arena, (size_t)size);
+    if (map == NULL)
         return FO_ERR_MEMORY;
     while (*runs) {
         char       *end;
@@ -4896,44 +6577,68 @@ static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *run
         const char *state = *end ? strchr("cxp", *end) : NULL;
         if (end == runs || state == NULL || run < 1 || run > size - at)
             return fo__line_fail(line, "the map does not fit the input at", runs);
-        memset(line->map + at, (int)(state - "cxp"), (size_t)run);
+        memset(map + at, (int)(state - "cxp"), (size_t)run);
         at += run;
         runs = end + 1;
     }
-    line->mask = fo_mask_map(line->map);
+    line->layer.mask = fo_mask_map(map);
     return at == size ? FO_OK : fo__line_fail(line, "the map is too short:", "mask=map");
 }
 
+/* Settings that are whole numbers: name, which layers know it, field. */
+#define FO__SETTINGS(X)                                                                            \
+    X(hidden, "net", net.hidden)                                                                   \
+    X(depth, "net", net.depth)                                                                     \
+    X(bottleneck, "net", net.bottleneck)                                                           \
+    X(channels, "net", net.channels)                                                               \
+    X(blocks, "net", net.blocks)                                                                   \
+    X(neck, "net", net.neck)                                                                       \
+    X(skip, "net", net.no_skip)                                                                    \
+    X(lu, "lu", lu)                                                                                \
+    X(seed, "seed", seed)                                                                          \
+    X(reverse, "seed", reverse)
+
 static fo_result fo__parse_word(fo__line *line, fo_flow *flow, char *word) {
-    char *value = strchr(word, '='), *colon;
-    int   ok    = 1;
+    fo__layer *l     = &line->layer;
+    char      *value = strchr(word, '='), *colon;
+    int        ok    = 1;
     if (value == NULL)
         return fo__line_fail(line, "name=value is needed, not", word);
     *value++ = 0;
-    if (strcmp(word, "alpha") == 0) {
-        ok = fo__parse_double(value, &line->alpha);
-    } else if (strcmp(word, "mask") == 0) {
+    if (strcmp(word, "alpha") == 0 && strcmp(l->kind.keys, word) == 0) {
+        ok = fo__parse_double(value, &l->alpha);
+    } else if (strcmp(word, "mask") == 0 && l->kind.has_mask) {
         colon = strchr(value, ':');
         if (colon)
             *colon++ = 0;
         if (strcmp(value, "map") == 0 && colon)
-            return fo__parse_map(line, &flow->arena, colon, flow->size);
-        line->mask.kind = value;
-        ok              = colon == NULL || fo__parse_int(colon, &line->mask.phase);
-    } else if (strcmp(word, "net") == 0) {
-        line->net.kind = value;
-    } else if (strcmp(word, "act") == 0) {
-        line->net.act = value;
-    } else if (strcmp(word, "hidden") == 0) {
-        ok = fo__parse_int(value, &line->net.hidden);
-    } else if (strcmp(word, "depth") == 0) {
-        ok = fo__parse_int(value, &line->net.depth);
-    } else if (strcmp(word, "bottleneck") == 0) {
-        ok = fo__parse_int(value, &line->net.bottleneck);
+            return fo__parse_map(line, &flow->arena, colon, fo_shape_count(flow->end));
+        l->mask.kind = value;
+        ok           = colon == NULL || fo__parse_int(colon, &l->mask.phase);
+    } else if (strcmp(word, "net") == 0 && l->kind.has_mask) {
+        l->net.kind = value;
+    } else if (strcmp(word, "act") == 0 && l->kind.has_mask) {
+        l->net.act = value;
+    } else if (strcmp(word, "order") == 0 && strcmp(l->kind.keys, word) == 0) {
+        l->alt = strcmp(value, "alt") == 0;
+        ok     = l->alt;
+#define FO__SETTING(name, owner, field)                                                            \
+    } else if (strcmp(word, #name) == 0 && strcmp(l->kind.keys, owner) == 0) {                    \
+        ok = fo__parse_int(value, &l->field);
+        FO__SETTINGS(FO__SETTING)
+#undef FO__SETTING
     } else {
         return fo__line_fail(line, "unknown setting", word);
     }
-    return ok ? FO_OK : fo__line_fail(line, "not a number that can be used:", value);
+    if (strcmp(word, "skip") == 0 || strcmp(word, "lu") == 0 || strcmp(word, "reverse") == 0)
+        ok = strcmp(value, "0") == 0 || strcmp(value, "1") == 0;
+    if (strcmp(word, "skip") == 0) {
+        line->skips |= ok && l->net.no_skip;
+        l->net.no_skip = !l->net.no_skip;
+    }
+    line->seeded |= strcmp(word, "seed") == 0;
+    value[-1] = '=';
+    return ok ? FO_OK : fo__line_fail(line, "not a value that can be used:", word);
 }
 
 /* "input 1x28x28" or "input 5". */
@@ -4949,32 +6654,35 @@ static fo_flow *fo__parse_input(fo__line *line, char *text) {
     return fo_flow_create(line->fo, shape);
 }
 
-/* One layer, `text` without its repeat count; % stands for the repetition. */
+/* One layer, `text` without its repeat count, which is taken apart in place. */
 static fo_result fo__parse_layer(fo__line *line, fo_flow *flow, char *text) {
-    char  *word, *next = text;
-    size_t k, n = sizeof fo__layer_kinds / sizeof fo__layer_kinds[0];
-    char  *kind = NULL;
-    line->alpha = 0.05;
-    line->mask  = fo_mask_named("", 0);
-    line->net   = fo_net_named(NULL);
+    char *word, *next = text;
+    memset(&line->layer, 0, sizeof line->layer);
+    line->layer.alpha     = 0.05;
+    line->skips = line->seeded = 0;
+    line->layer.mask.kind = "";
     while ((word = next + strspn(next, " \t\r"))[0]) {
         next = word + strcspn(word, " \t\r");
         if (*next)
             *next++ = 0;
-        if (kind == NULL)
-            kind = word;
-        else if (fo__parse_word(line, flow, word) != FO_OK)
+        if (line->layer.kind.name == NULL) {
+            line->layer.kind = fo__layer_kind_of(word);
+            if (line->layer.kind.name == NULL)
+                return fo__line_fail(line, "unknown layer", word);
+        } else if (fo__parse_word(line, flow, word) != FO_OK) {
             return line->fo->failed;
+        }
     }
-    for (k = 0; k < n && kind; k++)
-        if (strcmp(kind, fo__layer_kinds[k].name) == 0)
-            return fo__add_layer(flow, kind, line->alpha, line->mask, line->net);
-    return fo__line_fail(line, "unknown layer", kind ? kind : "");
+    if ((line->skips && line->layer.net.neck) || (line->seeded && line->layer.reverse))
+        return fo__line_fail(line, "settings that contradict each other in", line->skips
+                             ? "skip=1 neck=..." : "seed=... reverse=1");
+    return line->layer.kind.name ? fo__add_layer(flow, &line->layer)
+                            : fo__line_fail(line, "no layer in", text);
 }
 
 static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text, size_t length) {
-    int   i, times = 1;
-    char *copy, *star;
+    int    i, times = 1;
+    char  *copy, *star, *part, *rest;
     size_t j, at;
     copy = (char *)fo__arena_alloc(&flow->arena, 2 * length + 1024);
     if (copy == NULL)
@@ -4995,10 +6703,25 @@ static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text,
             else
                 copy[at++] = text[j];
         copy[at] = 0;
-        if (fo__parse_layer(line, flow, copy) != FO_OK)
-            return line->fo->failed;
+        for (part = copy; part; part = rest) { /* several layers of a line, apart by ; */
+            rest = strchr(part, ';');
+            if (rest)
+                *rest++ = 0;
+            if (fo__parse_layer(line, flow, part) != FO_OK)
+                return line->fo->failed;
+        }
     }
     return FO_OK;
+}
+
+fo_result fo_add_layer(fo_flow *flow, const char *text) {
+    fo__line line;
+    if (flow == NULL || text == NULL)
+        return FO_ERR_ARGUMENT;
+    memset(&line, 0, sizeof line);
+    line.fo     = flow->fo;
+    line.number = flow->n_layers + 2; /* its line in the flow's text */
+    return fo__parse_line(&line, flow, text, strlen(text));
 }
 
 fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
@@ -5059,43 +6782,81 @@ const char *fo_flow_text(fo_flow *flow) {
 /* ---- presets --------------------------------------------------------------------------------- */
 
 #define FO__IMAGE "dequantize\nlogit alpha=0.05\n"
-static const fo_preset fo__presets[] = {
-    {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n", 2e-3, 128, 0.999},
-    {"mlp-cycle-2", "the same with a bottleneck of 2",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n", 2e-3, 128, 0.999},
-    {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 128, 0.999},
-    {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=horizontal:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 128, 0.999},
-    {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
-     "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n", 1e-3, 1024, 0}};
-#undef FO__IMAGE
+/* RealNVP with K channels: three scales of couplings for colour, two for grey images. */
+#define FO__CHECK(n, k, b)                                                                         \
+    n "* coupling mask=checkerboard:% net=resnet channels=" k " blocks=" b "\n"
+#define FO__CHANNEL(k, b) "3* coupling mask=channel:% net=resnet channels=" k " blocks=" b "\n"
+#define FO__REALNVP(k, k2, k4, b)                                                                  \
+    FO__IMAGE FO__CHECK("3", k, b) "squeeze\n" FO__CHANNEL(k2, b) "split\n" FO__CHECK("4", k2, b)  \
+    "---\n" FO__IMAGE FO__CHECK("3", k, b) "squeeze\n" FO__CHANNEL(k2, b) "split\n"                \
+    FO__CHECK("3", k2, b) "squeeze\n" FO__CHANNEL(k4, b) "split\n" FO__CHECK("4", k4, b)
+/* Glow: steps of actnorm, 1x1 convolution and coupling, as one line that repeats. */
+#define FO__STEPS(n, net) n "* actnorm; conv1x1; coupling mask=channel:0 net=" net "\n"
+#define FO__GLOW(n, net)                                                                           \
+    FO__IMAGE "squeeze\n" FO__STEPS(n, net) "split\nsqueeze\n" FO__STEPS(n, net)
 
-const fo_preset *fo_presets(int *count) {
-    if (count)
-        *count = (int)(sizeof fo__presets / sizeof fo__presets[0]);
-    return fo__presets;
+fo_preset fo_preset_at(int i) {
+    const fo_preset presets[] = {
+    {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
+     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n", 2e-3, 0.999, 128, 0},
+    {"mlp-cycle-2", "the same with a bottleneck of 2",
+     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n", 2e-3, 0.999, 128, 0},
+    {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
+     FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 0.999,
+     128, 0},
+    {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
+     FO__IMAGE "8* coupling mask=horizontal:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 0.999, 128,
+     0},
+    {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
+     "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n", 1e-3, 0, 1024, 0},
+    {"realnvp-paper", "the failing baseline as published: two scales, 64 channels, 6 blocks",
+     FO__REALNVP("64", "128", "256", "6"), 5e-5, 0, 32, 0},
+    {"realnvp-small", "the same with 32 channels and 2 blocks", FO__REALNVP("32", "64", "128", "2"),
+     5e-4, 0, 32, 0},
+    {"realnvp-tiny", "the same with 16 channels and 2 blocks", FO__REALNVP("16", "32", "64", "2"),
+     1e-3, 0, 64, 0},
+    {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
+     FO__IMAGE FO__CHECK("8", "32", "2"), 5e-4, 0, 32, 0},
+    {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
+     FO__IMAGE "8* coupling mask=horizontal:% net=resnet channels=32 blocks=2\n", 5e-4, 0, 32, 0},
+    {"horizontal3", "the same with 3 layers",
+     FO__IMAGE "3* coupling mask=horizontal:% net=resnet channels=32 blocks=2\n", 5e-4, 0, 32, 0},
+    {"cycle-resnet", "8 cycle couplings with a ResNet",
+     FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=32 blocks=2\n", 5e-4, 0, 32, 0},
+    {"cycle-resnet-neck", "the same through a bottleneck of 20 numbers",
+     FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=32 blocks=2 neck=20\n", 5e-4, 0, 32,
+     0},
+    {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
+     FO__GLOW("16", "highway channels=200"), 5e-5, 0, 32, 1},
+    {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
+     FO__GLOW("6", "highway channels=48"), 5e-4, 0, 32, 0}};
+    const fo_preset none = {NULL, NULL, NULL, 0, 0, 0, 0};
+    return i >= 0 && i < (int)(sizeof presets / sizeof presets[0]) ? presets[i] : none;
 }
 
 fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
-    int  i, n = (int)(sizeof fo__presets / sizeof fo__presets[0]);
-    char text[1024];
-    for (i = 0; i < n && name && fo; i++)
-        if (strcmp(name, fo__presets[i].name) == 0) {
-            const fo_preset *preset = &fo__presets[i];
-            fo_flow         *flow;
-            snprintf(text, sizeof text, "input %dx%dx%d\n%s", shape.c, shape.h, shape.w,
-                     preset->body);
+    fo_preset preset;
+    int       i;
+    char      text[2048];
+    for (i = 0; (preset = fo_preset_at(i)).name && name && fo; i++)
+        if (strcmp(name, preset.name) == 0) {
+            const char *colour = strstr(preset.body, "---\n"), *body = preset.body;
+            fo_flow    *flow;
+            if (colour && shape.c > 1)
+                body = colour + 4;
+            snprintf(text, sizeof text, "input %dx%dx%d\n%.*s", shape.c, shape.h, shape.w,
+                     colour && shape.c == 1 ? (int)(colour - body) : (int)strlen(body), body);
             flow = fo_flow_parse(fo, text);
             if (flow) {
-                flow->train.desc.lr    = preset->lr;
-                flow->train.desc.batch = preset->batch;
-                flow->train.desc.ema   = preset->ema;
+                flow->train.desc.lr    = preset.lr;
+                flow->train.desc.batch = preset.batch;
+                flow->train.desc.ema   = preset.ema;
+                if (preset.rmsprop)
+                    flow->train.desc.optimizer = FO_RMSPROP;
             }
             return flow;
         }
-    fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s' is not known: see fo_presets, or flowood presets",
+    fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s' is not known: 'flowood presets' lists them",
              name ? name : "");
     return NULL;
 }
@@ -5104,6 +6865,7 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
 
 /* Places and initialises the blocks; the structure is fixed from here on. */
 static fo_result fo__flow_ready(fo_flow *flow) {
+    int i;
     if (flow->ready)
         return FO_OK;
     if (flow->broken || flow->n_layers == 0)
@@ -5117,6 +6879,9 @@ static fo_result fo__flow_ready(fo_flow *flow) {
         return FO_ERR_MEMORY;
     fo__params_init(&flow->params, flow->fo->desc.seed, flow->values);
     fo__params_init(&flow->buffers, flow->fo->desc.seed, flow->buffer_values);
+    for (i = 0; i < flow->n_layers; i++)
+        if (flow->layers[i].kind.init)
+            flow->layers[i].kind.init(flow, &flow->layers[i]);
     flow->params.frozen = flow->buffers.frozen = flow->ready = 1;
     return FO_OK;
 }
@@ -5142,7 +6907,8 @@ static void fo__workspace_bind(fo_workspace *ws) {
     ws->values = values;
     for (i = 0; i < ws->flow->n_layers; i++)
         if (ws->slots[i].tape)
-            fo__tape_bind(ws->slots[i].tape, values, ws->grads, ws->slots[i].kept, ws->scratch);
+            fo__tape_bind(ws->slots[i].tape, values, ws->grads, ws->flow->buffer_values,
+                          ws->slots[i].kept, ws->scratch);
 }
 
 /* Which couplings keep their activations until backward? Those nearest to z, as many as the
@@ -5180,24 +6946,29 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb) {
 static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
     fo_flow *flow    = ws->flow;
     int64_t  scratch = 0;
-    int      i, first = 1;
+    int      i, learns = 0; /* what comes before all that learns needs no gradient */
     for (i = 0; i < flow->n_layers; i++) {
-        fo__slot *slot = &ws->slots[i];
-        if (!flow->layers[i].kind->has_mask)
-            continue;
-        /* nothing before the first coupling learns, so its input needs no gradient */
-        slot->tape = fo__layer_tape(ws->fo, flow, i, ws->batch, ws->train && !first, &slot->x,
-                                    &slot->out);
-        if (slot->tape == NULL || fo__tape_layout(slot->tape, ws->train) != FO_OK)
-            return FO_ERR_MEMORY;
-        if (ws->train)
+        fo__slot        *slot = &ws->slots[i];
+        const fo__layer *l    = &flow->layers[i];
+        int64_t          n    = l->shape.c;
+        if (l->kind.init) /* conv1x1 */
+            slot->matrix = (double *)fo__arena_alloc(&ws->arena, fo__times(3 * n * n,
+                                                                           sizeof(double)));
+        if (l->kind.has_mask) {
+            slot->tape = fo__layer_tape(ws->fo, flow, i, ws->batch, ws->train && learns, &slot->x,
+                                        &slot->out);
+            if (slot->tape == NULL || fo__tape_layout(slot->tape, ws->train) != FO_OK)
+                return FO_ERR_MEMORY;
+            scratch = FO__MAX(scratch, slot->tape->scratch_size);
+        }
+        if (l->kind.saves && ws->train)
             slot->save = (fo_real *)fo__arena_alloc(
-                &ws->arena, fo__times((int64_t)ws->batch * flow->layers[i].n_change,
+                &ws->arena, fo__times(ws->batch * (l->map ? (int64_t)l->n_change
+                                                         : fo_shape_count(l->shape)),
                                       sizeof(fo_real)));
-        if (ws->train && slot->save == NULL)
-            return FO_ERR_MEMORY;
-        scratch = FO__MAX(scratch, slot->tape->scratch_size);
-        first   = 0;
+        if (ws->fo->failed != FO_OK)
+            return ws->fo->failed;
+        learns |= l->kind.saves;
     }
     ws->scratch = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(scratch + 1, sizeof(fo_real)));
     return ws->scratch ? fo__workspace_kept(ws, budget_mb) : FO_ERR_MEMORY;
@@ -5221,12 +6992,15 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     ws->train  = train;
     ws->slots  = (fo__slot *)fo__arena_alloc(&ws->arena,
                                              fo__times(flow->n_layers, sizeof *ws->slots));
+    ws->spare  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n, sizeof(fo_real)));
     ws->state  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n, sizeof(fo_real)));
     ws->terms  = (double *)fo__arena_alloc(
         &ws->arena, fo__times((int64_t)batch * (1 + flow->n_layers), sizeof(double)));
     ws->sample = (int64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(int64_t)));
     ws->noise  = (uint64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(uint64_t)));
+    ws->norm.mode = train ? FO_NORM_TRAIN : FO_NORM_RUNNING;
     if (train) {
+        ws->dlogdet = (double *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(double)));
         ws->dstate  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n,
                                                                        sizeof(fo_real)));
         ws->partial = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * scales,
@@ -5271,7 +7045,8 @@ static void fo__load_rows(fo_workspace *ws, int layer, int64_t begin, int64_t en
     int64_t r;
     (void)layer;
     for (r = begin; r < end; r++)
-        fo__data_rows(ws->data, ws->sample[r], fo__state(ws, r));
+        fo__data_rows(ws->negative && r >= ws->positive ? ws->negative : ws->data, ws->sample[r],
+                      fo__state(ws, r));
 }
 
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
@@ -5294,14 +7069,15 @@ static double fo__row_log_prob(const fo_workspace *ws, int64_t row) {
 /* The slow second look after log_prob was not finite: which layer, element and sample? */
 static fo_result fo__find_nan(fo_workspace *ws) {
     const fo_flow *flow = ws->flow;
-    fo_shape       s    = flow->shape;
+    fo_shape       s;
     int64_t        r, i;
     int            layer;
     fo__rows(ws, -1, fo__load_rows);
     for (layer = -1; layer < flow->n_layers; layer++) {
         const char *text = layer < 0 ? "input" : flow->layers[layer].text;
+        s                = layer < 0 ? flow->shape : flow->layers[layer].shape;
         if (layer >= 0)
-            flow->layers[layer].kind->encode(ws, layer);
+            flow->layers[layer].kind.encode(ws, layer);
         for (r = 0; r < ws->rows; r++) {
             double logdet = layer < 0 ? 0 : fo__logdet(ws, layer)[r];
             for (i = 0; i < flow->size; i++) {
@@ -5328,7 +7104,7 @@ static fo_result fo__encode(fo_workspace *ws) {
     int i;
     fo__rows(ws, -1, fo__load_rows);
     for (i = 0; i < ws->flow->n_layers && ws->fo->failed == FO_OK; i++)
-        ws->flow->layers[i].kind->encode(ws, i);
+        ws->flow->layers[i].kind.encode(ws, i);
     fo__rows(ws, -1, fo__base_rows);
     return ws->fo->failed;
 }
@@ -5343,10 +7119,11 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
     if (ws->fo->failed != FO_OK || fo__check_data(ws->fo, ws->flow, data) != FO_OK)
         return ws->fo->failed;
     if (first < 0 || count < 0 || first > fo_data_count(data) - count || draw < FO_DRAW_MIDDLE)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "samples %lld to %lld, draw %d: the data has %lld "
-                        "samples, and draws start at 0", (long long)first,
-                        (long long)(first + count - 1), draw, (long long)fo_data_count(data));
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%lld samples from number %lld on, draw %d: the "
+                        "data has %lld samples, and draws start at 0", (long long)count,
+                        (long long)first, draw, (long long)fo_data_count(data));
     fo__workspace_bind(ws);
+    ws->norm.measured = 0;
     ws->data   = data;
     ws->seed   = ws->fo->desc.seed;
     ws->middle = draw < 0;
@@ -5360,6 +7137,7 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
         }
         if (fo__encode(ws) != FO_OK)
             return ws->fo->failed;
+        ws->norm.measured += ws->rows;
         if (z)
             memcpy(z + done * ws->flow->size, ws->state,
                    (size_t)(ws->rows * ws->flow->size) * sizeof *z);
@@ -5376,6 +7154,27 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
         }
     }
     return FO_OK;
+}
+
+fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode) {
+    if (ws == NULL)
+        return FO_ERR_ARGUMENT;
+    if (mode != FO_NORM_RUNNING && mode != FO_NORM_BATCH)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "scoring uses FO_NORM_RUNNING or FO_NORM_BATCH; "
+                        "fo_train and fo_recalibrate change running statistics");
+    ws->norm.mode = mode;
+    return FO_OK;
+}
+
+/* One pass in which every batch norm adds up exact statistics of what reaches it. */
+fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
+    fo_workspace *ws = flow ? fo__workspace_make(flow->fo, flow, 256, 0, 0) : NULL;
+    if (ws == NULL)
+        return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
+    ws->norm.mode = FO_NORM_MEASURE;
+    fo__run(ws, data, 0, count, 0, NULL, NULL, NULL, NULL);
+    fo_workspace_free(ws);
+    return flow->fo->failed;
 }
 
 fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
@@ -5398,7 +7197,7 @@ static fo_result fo__decode(fo_workspace *ws, fo_real *x, double *logdet) {
     int64_t r, i, size = ws->flow->size;
     int     k;
     for (k = ws->flow->n_layers - 1; k >= 0 && ws->fo->failed == FO_OK; k--)
-        ws->flow->layers[k].kind->decode(ws, k);
+        ws->flow->layers[k].kind.decode(ws, k);
     memcpy(x, ws->state, (size_t)(ws->rows * size) * sizeof *x);
     for (r = 0; r < ws->rows && logdet; r++)
         for (k = 0, logdet[r] = 0; k < ws->flow->n_layers; k++)
@@ -5476,6 +7275,9 @@ typedef struct fo__trainer {
     const fo_data *data;
     fo_train_desc  desc;
     int64_t        count, steps;     /* samples; where to stop (0: by time only) */
+    int64_t        positive;         /* rows of a batch from the data; the others are negative */
+    double         floor;            /* nats below which negative samples are left alone */
+    int            has_gains;        /* weight decay is for gains only */
     int           *order;            /* of the samples in epoch order_epoch */
     int64_t        order_epoch;
     double        *partial;          /* per block of the gradient: sum of squares */
@@ -5489,7 +7291,7 @@ typedef struct fo__trainer {
 
 #define FO__OR(value, fallback) ((value) != 0 ? (value) : (fallback))
 
-/* What was asked for, else what the flow was trained with (or its preset says), else the default. */
+/* What was asked for, else what the flow was trained with or its preset says, else the default. */
 static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc *desc) {
     fo_train_desc d, old = flow->train.desc;
     memset(&d, 0, sizeof d);
@@ -5499,7 +7301,7 @@ static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc 
     d.optimizer    = FO__OR(d.optimizer, old.optimizer);
     d.lr           = FO__OR(d.lr, FO__OR(old.lr, 1e-3));
     d.beta1        = FO__OR(d.beta1, FO__OR(old.beta1, 0.9));
-    d.beta2        = FO__OR(d.beta2, FO__OR(old.beta2, 0.999));
+    d.beta2        = FO__OR(d.beta2, FO__OR(old.beta2, d.optimizer == FO_RMSPROP ? 0.99 : 0.999));
     d.eps          = FO__OR(d.eps, FO__OR(old.eps, 1e-8));
     d.weight_decay = FO__OR(d.weight_decay, old.weight_decay);
     d.clip         = FO__OR(d.clip, FO__OR(old.clip, 100));
@@ -5510,6 +7312,8 @@ static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc 
     d.ema          = FO__OR(d.ema, old.ema);
     d.on_nan       = FO__OR(d.on_nan, old.on_nan);
     d.memory_mb    = FO__OR(d.memory_mb, old.memory_mb);
+    d.negative_floor = FO__OR(d.negative_floor, FO__OR(old.negative_floor,
+                                                       30000.0 / 784 * (double)flow->size));
     d.seed         = FO__OR(d.seed, flow->train.step ? old.seed : flow->fo->desc.seed);
     if (d.seconds <= 0 && d.epochs <= 0 && d.steps <= 0)
         d.epochs = 1;
@@ -5524,12 +7328,12 @@ static fo_result fo__train_validate(fo_context *fo, const fo_train_desc *d) {
         return fo__fail(fo, FO_ERR_ARGUMENT, "lr=%g beta1=%g beta2=%g eps=%g: a positive rate and "
                         "eps, and betas between 0 and 1 are needed", d->lr, d->beta1, d->beta2,
                         d->eps);
-    if ((unsigned)d->optimizer > FO_ADAMW || (unsigned)d->schedule > FO_STEP ||
+    if ((unsigned)d->optimizer > FO_RMSPROP || (unsigned)d->schedule > FO_STEP ||
         (unsigned)d->on_nan > FO_NAN_SKIP)
         return fo__fail(fo, FO_ERR_ARGUMENT, "optimizer, schedule or on_nan is out of range");
     if (!(d->ema >= 0 && d->ema < 1) || !(d->weight_decay >= 0) || d->warmup < 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "ema=%g weight_decay=%g warmup=%lld: ema lies in [0,1) "
-                        "and the others are not negative", d->ema, d->weight_decay,
+        return fo__fail(fo, FO_ERR_ARGUMENT, "ema=%g weight_decay=%g warmup=%lld: ema lies in "
+                        "[0,1) and the others are not negative", d->ema, d->weight_decay,
                         (long long)d->warmup);
     if (d->schedule == FO_STEP && d->step_every <= 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "a step schedule needs step_every");
@@ -5567,31 +7371,42 @@ static int64_t fo__next_sample(fo__trainer *tr, int64_t seen) {
 
 static fo_result fo__train_forward(fo__trainer *tr) {
     fo_workspace *ws = tr->ws;
-    int64_t       r;
+    int64_t       r, others = fo_data_count(tr->desc.negative);
     double        sum = 0;
     for (r = 0; r < ws->batch; r++) {
         int64_t seen  = tr->flow->train.seen + r;
-        ws->sample[r] = fo__next_sample(tr, seen);
+        ws->sample[r] = r < tr->positive ? fo__next_sample(tr, seen)
+                                         : fo__below(tr->desc.seed, FO__STREAM_SHUFFLE, -1 - seen,
+                                                     others);
         ws->noise[r]  = FO__STREAM_NOISE + ((uint64_t)(seen / tr->count) << 40) +
                        (uint64_t)ws->sample[r];
     }
+    ws->norm.mode = FO_NORM_TRAIN;
     if (fo__encode(ws) != FO_OK)
         return ws->fo->failed;
-    for (r = 0; r < ws->rows; r++)
-        sum -= fo__row_log_prob(ws, r);
-    tr->loss = sum / (double)ws->rows;
+    for (r = 0; r < ws->rows; r++) {
+        double log_prob = fo__row_log_prob(ws, r), sign = r < tr->positive ? -1 : 1;
+        if (sign > 0 && log_prob < -tr->floor)
+            sign = 0; /* unlikely enough: it neither counts nor pulls any more */
+        ws->dlogdet[r] = sign / (double)ws->rows;
+        if (r < tr->positive)
+            sum -= log_prob;
+        else if (log_prob - log_prob != 0)
+            sum = log_prob;
+    }
+    tr->loss = sum / (double)tr->positive;
     return FO_OK;
 }
 
-/* dLoss/dz = z/rows, then the layers from last to first. */
+/* dLoss/dz = -dlogdet z, then the layers from last to first. */
 static fo_result fo__train_backward(fo_workspace *ws) {
-    int64_t n = ws->rows * ws->flow->size;
+    int64_t r, n = ws->flow->size;
     int     i;
-    ws->dlogdet = -1.0 / (double)ws->rows;
-    ws->fo->kernels->scale(n, (fo_real)(1.0 / (double)ws->rows), ws->state, ws->dstate);
+    for (r = 0; r < ws->rows; r++)
+        ws->fo->kernels->scale(n, (fo_real)-ws->dlogdet[r], fo__state(ws, r), ws->dstate + r * n);
     for (i = ws->flow->n_layers - 1; i >= 0 && ws->fo->failed == FO_OK; i--)
-        if (ws->flow->layers[i].kind->backward)
-            ws->flow->layers[i].kind->backward(ws, i);
+        if (ws->flow->layers[i].kind.backward)
+            ws->flow->layers[i].kind.backward(ws, i);
     return ws->fo->failed;
 }
 
@@ -5621,15 +7436,23 @@ static void fo__adam_range(void *arg, int64_t begin, int64_t end) {
     fo_flow     *flow = tr->flow;
     int64_t      at = begin * FO__BLOCK, n = FO__MIN(end * FO__BLOCK, flow->params.size) - at;
     fo_real     *g     = tr->ws->grads + at;
-    fo__adam     adam  = tr->adam;
-    double       decay = tr->desc.weight_decay;
-    if (tr->desc.optimizer == FO_ADAM && decay > 0) { /* L2: part of the gradient */
-        tr->ws->fo->kernels->scale(n, (fo_real)adam.grad_scale, g, g);
-        tr->ws->fo->kernels->axpy(n, (fo_real)decay, flow->values + at, g);
-        adam.grad_scale = 1;
-    }
-    tr->ws->fo->kernels->adam(n, &adam, flow->values + at, g, flow->train.m + at,
+    tr->ws->fo->kernels->adam(n, &tr->adam, flow->values + at, g, flow->train.m + at,
                               flow->train.v + at, flow->train.ema ? flow->train.ema + at : NULL);
+}
+
+/* L2: the decay is part of the gradient, after clipping; only of gains where there are any. */
+static void fo__weight_decay(fo__trainer *tr) {
+    fo_flow           *flow = tr->flow;
+    const fo__kernels *kern = flow->fo->kernels;
+    int                i;
+    kern->scale(flow->params.size, (fo_real)tr->adam.grad_scale, tr->ws->grads, tr->ws->grads);
+    tr->adam.grad_scale = 1;
+    for (i = 0; i < flow->params.count; i++) {
+        const fo__param *p = &flow->params.list[i];
+        if (!tr->has_gains || p->init.kind == FO_INIT_ROW_NORMS)
+            kern->axpy(p->info.count, (fo_real)tr->desc.weight_decay, flow->values + p->info.offset,
+                       tr->ws->grads + p->info.offset);
+    }
 }
 
 static void fo__adam_step(fo__trainer *tr) {
@@ -5643,8 +7466,15 @@ static void fo__adam_step(fo__trainer *tr) {
     tr->adam.step       = tr->lr / (1 - pow(d->beta1, t));
     tr->adam.root       = 1 / sqrt(1 - pow(d->beta2, t));
     tr->adam.eps        = d->eps;
+    if (d->optimizer == FO_RMSPROP) { /* Adam without momentum and correction */
+        tr->adam.beta1 = 0;
+        tr->adam.step  = tr->lr;
+        tr->adam.root  = 1;
+    }
     tr->adam.decay      = d->optimizer == FO_ADAMW ? 1 - tr->lr * d->weight_decay : 1;
     tr->adam.ema        = ema;
+    if (d->weight_decay > 0 && d->optimizer != FO_ADAMW)
+        fo__weight_decay(tr);
     fo_parallel_for(tr->ws->fo, fo__blocks(tr->flow), 2, fo__adam_range, tr);
 }
 
@@ -5694,7 +7524,7 @@ static fo_result fo__train_step(fo__trainer *tr) {
         tr->recent += (tr->loss - tr->recent) / (double)tr->counted;
     }
     flow->train.step++;
-    flow->train.seen += tr->ws->batch;
+    flow->train.seen += tr->positive;
     return FO_OK;
 }
 
@@ -5728,7 +7558,7 @@ static void fo__report(fo__trainer *tr, int last) {
         tr->stopped = 1;
 }
 
-/* ---- data-dependent initialisation ------------------------------------------------------------ */
+/* ---- data-dependent initialisation ----------------------------------------------------------- */
 
 /* Mean and standard deviation of what reaches layer i, over all the data; a constant element
    keeps std 1, so that it stays harmless. */
@@ -5747,7 +7577,7 @@ static fo_result fo__measure_standardize(fo__trainer *tr, int layer) {
             ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = done + r);
         fo__rows(ws, -1, fo__load_rows);
         for (k = 0; k < layer; k++)
-            flow->layers[k].kind->encode(ws, k);
+            flow->layers[k].kind.encode(ws, k);
         for (r = 0; r < ws->rows; r++)
             for (i = 0; i < n; i++) {
                 double x = (double)fo__state(ws, r)[i];
@@ -5778,8 +7608,18 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
     tr->ws = fo__workspace_make(fo, flow, tr->desc.batch, 1, tr->desc.memory_mb);
     if (tr->ws == NULL)
         return fo->failed;
-    tr->ws->data  = data;
-    tr->ws->rows  = tr->ws->batch;
+    tr->ws->data     = data;
+    tr->ws->rows     = tr->ws->batch;
+    tr->positive     = tr->ws->batch;
+    tr->floor        = tr->desc.negative_floor;
+    if (tr->desc.negative) {
+        if (fo__check_data(fo, flow, tr->desc.negative) != FO_OK)
+            return fo->failed;
+        tr->ws->negative = tr->desc.negative;
+        tr->ws->positive = tr->positive = (tr->ws->batch + 1) / 2;
+    }
+    for (i = 0; i < flow->params.count; i++)
+        tr->has_gains |= flow->params.list[i].init.kind == FO_INIT_ROW_NORMS;
     tr->ws->seed  = tr->desc.seed;
     tr->order     = (int *)fo__arena_alloc(&tr->ws->arena, fo__times(tr->count, sizeof(int)));
     tr->partial   = (double *)fo__arena_alloc(&tr->ws->arena, fo__times(fo__blocks(flow) + 1,
@@ -5799,7 +7639,7 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
     if (fo->failed != FO_OK)
         return fo->failed;
     for (i = 0; i < flow->n_layers; i++)
-        if (flow->layers[i].kind->setup == fo__standardize_setup &&
+        if (flow->layers[i].kind.setup == fo__standardize_setup &&
             flow->buffer_values[flow->layers[i].measured] == 0 &&
             fo__measure_standardize(tr, i) != FO_OK)
             return fo->failed;
@@ -5888,18 +7728,23 @@ int fo_progress_bar(void *user, const fo_progress *p) {
    Callers    users
    ============================================================================================= */
 
-typedef struct fo__saved_block { const char *prefix; const fo__params *params; fo_real **at; }
-    fo__saved_block;
+typedef struct fo__saved_block {
+    const fo_flow    *flow;
+    const char       *prefix;
+    const fo__params *params;
+    fo_real         **at;
+} fo__saved_block;
 
 enum { FO__SAVED_BLOCKS = 5 };
 
 static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOCKS]) {
-    static const char *const prefix[FO__SAVED_BLOCKS] = {"", "", "adam.m.", "adam.v.", "ema."};
+    const char *const prefix[FO__SAVED_BLOCKS] = {"", "", "adam.m.", "adam.v.", "ema."};
     fo_real **at[FO__SAVED_BLOCKS];
     int       i;
     at[0] = &flow->values, at[1] = &flow->buffer_values, at[2] = &flow->train.m;
     at[3] = &flow->train.v, at[4] = &flow->train.ema;
     for (i = 0; i < FO__SAVED_BLOCKS; i++) {
+        block[i].flow   = flow;
         block[i].prefix = prefix[i];
         block[i].params = i == 1 ? &flow->buffers : &flow->params;
         block[i].at     = at[i];
@@ -5925,7 +7770,8 @@ static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOC
     X(step_factor, double, desc.step_factor)                                                       \
     X(ema, double, desc.ema)                                                                       \
     X(on_nan, fo_on_nan, desc.on_nan)                                                              \
-    X(memory_mb, double, desc.memory_mb)
+    X(memory_mb, double, desc.memory_mb)                                                           \
+    X(negative_floor, double, desc.negative_floor)
 
 static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
     fo__train_state state = flow->train, *t = &state;
@@ -5960,8 +7806,8 @@ static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const c
 #undef FO__READ
     }
     if (*text || t->step < 0 || t->seen < 0 || t->skipped < 0 || t->skipped > t->step)
-        return fo__fail(fo, FO_ERR_FORMAT, "the checkpoint's training state is damaged near '%.40s'",
-                        text);
+        return fo__fail(fo, FO_ERR_FORMAT, "the checkpoint's training state is damaged near "
+                        "'%.40s'", text);
     return fo__train_validate(fo, &t->desc);
 }
 
@@ -6015,20 +7861,21 @@ fo_result fo_save(fo_flow *flow, const char *path) {
 
 /* The array for parameter p under this prefix. NULL: missing, or (an error) of another shape. */
 static const fo_array *fo__array_for(fo_context *fo, const fo_archive *archive, const char *path,
-                                     const char *prefix, const fo_param_info *p) {
+                                     const fo__saved_block *block, const fo_param_info *p) {
     char            name[300], want[96], seen[96];
     const fo_array *array;
     int             k, same;
-    snprintf(name, sizeof name, "%s%s", prefix, p->name);
+    snprintf(name, sizeof name, "%s%s", block->prefix, p->name);
     array = fo_archive_find(archive, name);
     if (array == NULL)
         return NULL;
-    same = array->rank == p->rank && array->type >= FO_F16 && array->type <= FO_F64;
+    same = array->rank == p->rank && array->type != FO_U8 &&
+           (array->type <= FO_F64 || block->at == &block->flow->buffer_values);
     for (k = 0; k < p->rank && same; k++)
         same = array->dim[k] == p->dim[k];
     if (!same) {
-        fo__fail(fo, FO_ERR_FORMAT, "%s: %s is %s %s where the flow needs F32 %s: the weights belong "
-                 "to another architecture", path, name, fo_dtype_name(array->type),
+        fo__fail(fo, FO_ERR_FORMAT, "%s: %s is %s %s where the flow needs F32 %s: the weights "
+                 "belong to another architecture", path, name, fo_dtype_name(array->type),
                  fo__dims(seen, array->rank, array->dim), fo__dims(want, p->rank, p->dim));
         return NULL;
     }
@@ -6040,7 +7887,7 @@ static int fo__block_complete(fo_context *fo, const fo_archive *archive, const c
     int i;
     for (i = 0; i < block->params->count; i++) {
         const fo_param_info *p = &block->params->list[i].info;
-        if (fo__array_for(fo, archive, path, block->prefix, p) == NULL) {
+        if (fo__array_for(fo, archive, path, block, p) == NULL) {
             if (required)
                 fo__fail(fo, FO_ERR_FORMAT, "%s: %s%s is missing: the weights belong to another "
                          "architecture", path, block->prefix, p->name);
@@ -6056,9 +7903,9 @@ static void fo__block_read(fo_context *fo, const fo_archive *archive, const char
     int64_t j;
     for (i = 0; i < block->params->count; i++) {
         const fo_param_info *p = &block->params->list[i].info;
-        const fo_array      *a = fo__array_for(fo, archive, path, block->prefix, p);
+        const fo_array      *a = fo__array_for(fo, archive, path, block, p);
         for (j = 0; j < p->count; j++)
-            (*block->at)[p->offset + j] = (fo_real)fo__value(a->type, (const unsigned char *)a->values, (size_t)j);
+            (*block->at)[p->offset + j] = (fo_real)fo__value(a->type, a->values, (size_t)j);
     }
 }
 
@@ -6136,12 +7983,8 @@ fo_flow *fo_load_flow(fo_context *fo, const char *path) {
    Invariants higher means more OOD; a score of a sample depends on the model, the sample, its
               index and the draw, never on its batch
    ============================================================================================= */
-static const char *const fo__score_names[] = {"likelihood", "latent"};
-
-const char *const *fo_score_names(int *count) {
-    if (count)
-        *count = (int)(sizeof fo__score_names / sizeof fo__score_names[0]);
-    return fo__score_names;
+const char *fo_score_name(int i) {
+    return i == 0 ? "likelihood" : i == 1 ? "latent" : NULL;
 }
 
 fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
@@ -6153,8 +7996,8 @@ fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t
         return FO_ERR_ARGUMENT;
     latent = name && strcmp(name, "latent") == 0;
     if (!latent && (name == NULL || strcmp(name, "likelihood") != 0))
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "score '%.40s' is not known: likelihood and latent "
-                        "are", name ? name : "");
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "score '%.40s' is not known: likelihood and "
+                        "latent are", name ? name : "");
     result = fo__run(ws, data, first, count, 0, latent ? NULL : score, NULL, NULL,
                      latent ? score : NULL);
     for (i = 0; i < count && result == FO_OK; i++)
@@ -6170,29 +8013,6 @@ fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t
    Numbers    in single precision finite differences are good to about 1e-3; build with
               FLOWOOD_DOUBLE to see 1e-7
    ============================================================================================= */
-
-/* log|det| of a[n,n] by elimination with partial pivoting; a is destroyed. */
-static double fo__log_abs_det(double *a, int64_t n) {
-    int64_t i, j, k, pivot;
-    double  sum = 0;
-    for (k = 0; k < n; k++) {
-        for (pivot = k, i = k + 1; i < n; i++)
-            if (fabs(a[i * n + k]) > fabs(a[pivot * n + k]))
-                pivot = i;
-        for (j = 0; j < n && pivot != k; j++) {
-            double swap      = a[k * n + j];
-            a[k * n + j]     = a[pivot * n + j];
-            a[pivot * n + j] = swap;
-        }
-        sum += log(fabs(a[k * n + k]));
-        for (i = k + 1; i < n; i++) {
-            double factor = a[i * n + k] / a[k * n + k];
-            for (j = k + 1; j < n && factor != 0; j++)
-                a[i * n + j] -= factor * a[k * n + j];
-        }
-    }
-    return sum;
-}
 
 /* Central differences of encode around sample 0, with the dequantization noise held. */
 static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, double logdet,
@@ -6224,7 +8044,7 @@ static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, doubl
             jacobian[j * n + i] = ((double)z[j] - (double)z[n + j]) / step;
     }
     if (fo->failed == FO_OK)
-        report->jacobian = fabs(fo__log_abs_det(jacobian, n) - logdet) / (1 + fabs(logdet));
+        report->jacobian = fabs(fo__eliminate(jacobian, n, NULL, 0) - logdet) / (1 + fabs(logdet));
     fo_data_free(view);
     fo__free(fo, rows);
     fo__free(fo, jacobian);
@@ -6263,7 +8083,10 @@ static fo_result fo__check_inverse(fo_workspace *ws, const fo_data *data, fo_che
 static double fo__check_loss(fo_workspace *ws) {
     int64_t r;
     double  sum = 0;
+    ws->norm.mode = FO_NORM_BATCH; /* as in training, but the statistics stay */
     fo__encode(ws);
+    for (r = 0; r < ws->rows; r++)
+        ws->dlogdet[r] = -1.0 / (double)ws->rows;
     for (r = 0; r < ws->rows; r++)
         sum -= fo__row_log_prob(ws, r);
     return sum / (double)ws->rows;
@@ -6271,7 +8094,7 @@ static double fo__check_loss(fo_workspace *ws) {
 
 /* Along the gradient g of one parameter, the loss must rise by |g| a unit of length. */
 static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo_real *g,
-                              const fo_real *keep, double loss) {
+                              const fo_real *keep, double loss, double largest) {
     fo_real *w = ws->flow->values + p->offset;
     double   slope = 0, weight = 0, h, up, down;
     int64_t  j;
@@ -6280,11 +8103,11 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
         weight += (double)w[j] * (double)w[j] + 1e-4;
     }
     slope = sqrt(slope);
-    if (slope < 1e-6)
+    if (slope < 1e-9 * largest)
         return 0;
     /* large enough to be seen in the loss, small against the weights */
     h = (sizeof(fo_real) == 8 ? 1e-8 : 2e-5) * (1 + fabs(loss)) / slope;
-    h = FO__MIN(h, 0.02 * sqrt(weight)) / slope;
+    h = FO__MIN(h, (sizeof(fo_real) == 8 ? 1e-4 : 0.02) * sqrt(weight)) / slope;
     for (j = 0; j < p->count; j++)
         w[j] = keep[j] + (fo_real)h * g[j];
     up = fo__check_loss(ws);
@@ -6292,14 +8115,14 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
         w[j] = keep[j] - (fo_real)h * g[j];
     down = fo__check_loss(ws);
     memcpy(w, keep, (size_t)p->count * sizeof *w);
-    return fabs((up - down) / (2 * h * slope) - slope) / slope;
+    return fabs((up - down) / (2 * h * slope) - slope) / FO__MAX(slope, 0.01 * largest);
 }
 
 static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check_report *report) {
     int64_t       rows = FO__MIN(fo_data_count(data), 32), r, n = flow->params.size;
     fo_workspace *ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
     fo_real      *grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
-    double        loss = 0;
+    double        loss = 0, largest = 0;
     int           i;
     if (ws && grad) {
         ws->data = data;
@@ -6310,10 +8133,16 @@ static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check
         fo__train_backward(ws);
         memcpy(grad, ws->grads, (size_t)n * sizeof *grad);
         memcpy(grad + n, flow->values, (size_t)n * sizeof *grad);
+        for (i = 0; i < flow->params.count; i++) {
+            const fo_param_info *p = &flow->params.list[i].info;
+            largest = FO__MAX(largest, flow->fo->kernels->sumsq(p->count, grad + p->offset));
+        }
+        largest = sqrt(largest);
     }
     for (i = 0; i < flow->params.count && flow->fo->failed == FO_OK; i++) {
         const fo_param_info *p = &flow->params.list[i].info;
-        double error = fo__check_slope(ws, p, grad + p->offset, grad + n + p->offset, loss);
+        double error = fo__check_slope(ws, p, grad + p->offset, grad + n + p->offset, loss,
+                                       largest);
         report->gradient = FO__MAX(report->gradient, error);
     }
     fo__free(flow->fo, grad);
@@ -6321,10 +8150,31 @@ static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check
     return flow->fo->failed;
 }
 
+/* Follows every element of the input through squeezes and permutations: does any layer mix it? */
+static int fo__check_untouched(fo_flow *flow) {
+    int64_t i, n = flow->size;
+    int    *origin = (int *)fo__alloc(flow->fo, fo__times(3 * n, sizeof(int)));
+    int    *old = origin ? origin + n : NULL, *touched = origin ? old + n : NULL, k, count = 0;
+    for (i = 0; i < n && origin; i++)
+        origin[i] = (int)i;
+    for (k = 0; k < flow->n_layers && origin; k++) {
+        const fo__layer *l = &flow->layers[k];
+        memcpy(old, origin, (size_t)n * sizeof(int));
+        for (i = 0; i < fo_shape_count(l->shape); i++) {
+            if (l->from)
+                origin[i] = old[l->from[i]];
+            if (l->kind.init || (l->map && l->map[i] == FO_CHANGE))
+                touched[origin[i]] = 1;
+        }
+    }
+    for (i = 0; i < n && origin; i++)
+        count += !touched[i];
+    fo__free(flow->fo, origin);
+    return count;
+}
+
 fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report) {
     fo_workspace *ws;
-    int64_t       i;
-    int           k;
     double        logdet = 0;
     if (flow == NULL || report == NULL)
         return FO_ERR_ARGUMENT;
@@ -6335,12 +8185,7 @@ fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report) 
     if (ws && fo__check_inverse(ws, data, report, &logdet) == FO_OK &&
         fo__check_jacobian(ws, data, logdet, report) == FO_OK && flow->params.size)
         fo__check_gradient(flow, data, report);
-    for (i = 0; i < flow->size; i++) {
-        int touched = 0;
-        for (k = 0; k < flow->n_layers; k++)
-            touched |= flow->layers[k].map && flow->layers[k].map[i] == FO_CHANGE;
-        report->untouched += !touched;
-    }
+    report->untouched = flow->fo->failed ? 0 : fo__check_untouched(flow);
     fo_workspace_free(ws);
     return flow->fo->failed;
 }
@@ -6362,13 +8207,20 @@ fo_context *fo_open(const fo_desc *desc) {
 #else
     first.desc.threads = 1;
 #endif
-    first.kernels   = fo__pick_kernels(first.desc.simd);
-    first.desc.simd = first.kernels->simd;
-    fo              = (fo_context *)fo__alloc(&first, sizeof *fo);
-    if (fo) {
-        *fo          = first;
-        fo->arena.fo = fo;
+    fo = (fo_context *)fo__alloc(&first, sizeof *fo);
+    if (fo == NULL)
+        return NULL;
+    *fo          = first;
+    fo->arena.fo = fo;
+    fo->kernels  = (fo__kernels *)fo__arena_alloc(&fo->arena, sizeof *fo->kernels);
+    fo->ops      = (fo_op *)fo__arena_alloc(&fo->arena, FO__OP_COUNT * sizeof *fo->ops);
+    if (fo->failed != FO_OK) {
+        fo_close(fo);
+        return NULL;
     }
+    fo__pick_kernels(fo->desc.simd, fo->kernels);
+    fo__ops_table(fo->ops);
+    fo->desc.simd = fo->kernels->simd;
     return fo;
 }
 

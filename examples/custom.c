@@ -55,14 +55,15 @@ int main(void) {
     fo_context   *fo       = fo_open(NULL);
     fo_shape      shape    = {1, 8, 8};
     int           width    = 2;
-    fo_net_kind   residual = {"residual", residual_build};
+    fo_net_kind   residual = {"residual", residual_build, 0};
     unsigned char image[256][64], map[64];
     char          drawing[128];
 
     for (int i = 0; i < 256; i++) /* images: a bright square that wanders */
-        for (int p = 0; p < 64; p++)
-            image[i][p] = (unsigned char)(abs(p / 8 - i % 6 - 1) < 2 && abs(p % 8 - i / 6 % 6 - 1) < 2
-                                              ? 200 : 20);
+        for (int p = 0; p < 64; p++) {
+            int y = p / 8 - i % 6 - 1, x = p % 8 - i / 6 % 6 - 1;
+            image[i][p] = (unsigned char)(abs(y) < 2 && abs(x) < 2 ? 200 : 20);
+        }
     fo_register_net(fo, &residual);
     fo_register_mask(fo, "frame", frame_mask, &width);
     fo_mask_fill(fo, fo_mask_named("frame", 0), shape, map);

@@ -15,34 +15,39 @@ static const char usage[] =
     "\n"
     "  flowood train   --data FILE [--preset NAME | --spec FILE | --resume MODEL] --out MODEL\n"
     "                  [--seconds S] [--epochs N] [--steps N] [--batch N] [--lr X]\n"
-    "                  [--schedule constant|cosine] [--ema DECAY] [--on-nan stop|skip]\n"
+    "                  [--schedule constant|cosine] [--ema DECAY] [--clip NORM]\n"
+    "                  [--weight-decay X] [--on-nan stop|skip] [--negative FILE]\n"
     "                  [--seed N] [--threads N] [--memory MB] [--limit N]\n"
     "                  [--eval-in FILE --eval-ood FILE]\n"
     "  flowood eval    --model MODEL --in FILE --ood FILE [--ood FILE ...]\n"
     "                  [--score NAME ...] [--limit N] [--threads N] [--json]\n"
+    "                  [--norm running|batch] [--recalibrate FILE]\n"
     "  flowood score   --model MODEL --data FILE [--score NAME] [--limit N] [--threads N]\n"
-    "                  [--out scores.npy]\n"
+    "                  [--out scores.npy] [--norm running|batch] [--recalibrate FILE]\n"
     "  flowood sample  --model MODEL --n N [--temperature T] [--seed N] --out samples.png|.npy\n"
     "  flowood check   --model MODEL [--data FILE]\n"
     "  flowood info    --model MODEL\n"
     "  flowood presets\n"
     "\n"
     "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64), plain or gzip\n"
-    "MODEL  a safetensors file that holds the whole flow; train writes it, --resume goes on from it\n"
+    "MODEL  a safetensors file that holds the whole flow; train writes it, --resume goes on\n"
     "SPEC   a flow as text, one layer a line; flowood info prints one\n"
     "\n"
     "--steps and --epochs count since training began, resumed or not; --seconds is for this run.\n"
-    "Ctrl-C stops training and saves. Scores: higher means more out of distribution. In every\n"
-    "metric OOD is the positive class. Exit status: 0 done, 1 failed, 2 wrong usage.\n";
+    "Batch norm scores with running statistics, with those of each batch (--norm batch), or with\n"
+    "those of FILE under the final weights (--recalibrate, at most 10000 samples). --negative\n"
+    "lowers the likelihood of FILE while training. Ctrl-C stops training and saves.\n"
+    "Scores: higher means more out of distribution. In every metric OOD is the positive class.\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
 
 enum { MANY = 16 };
 
 typedef struct options {
     const char *data, *preset, *spec, *resume, *out, *model, *in, *eval_in, *eval_ood, *schedule;
-    const char *on_nan;
+    const char *on_nan, *norm, *recalibrate, *negative;
     const char *ood[MANY], *score[MANY];
     int         n_ood, n_score, json;
-    double      seconds, epochs, lr, ema, temperature;
+    double      seconds, epochs, lr, ema, clip, weight_decay, temperature;
     long long   steps, batch, seed, threads, memory, limit, n;
     int         has_seed;
 } options;
@@ -125,6 +130,11 @@ static int parse(int argc, char **argv, options *o) {
         {"--lr", "train", 'd', &o->lr, NULL},
         {"--schedule", "train", 's', &o->schedule, NULL},
         {"--ema", "train", 'd', &o->ema, NULL},
+        {"--clip", "train", 'd', &o->clip, NULL},
+        {"--weight-decay", "train", 'd', &o->weight_decay, NULL},
+        {"--negative", "train", 's', &o->negative, NULL},
+        {"--norm", "eval score", 's', &o->norm, NULL},
+        {"--recalibrate", "eval score", 's', &o->recalibrate, NULL},
         {"--on-nan", "train", 's', &o->on_nan, NULL},
         {"--seed", "train sample", 'i', &o->seed, &o->has_seed},
         {"--threads", "train eval score sample check", 'i', &o->threads, NULL},
@@ -311,11 +321,15 @@ static int train(options *o) {
     desc.batch     = (int)o->batch;
     desc.lr        = o->lr;
     desc.ema       = o->ema;
-    desc.memory_mb = (double)o->memory;
+    desc.clip         = o->clip;
+    desc.weight_decay = o->weight_decay;
+    desc.memory_mb    = (double)o->memory;
     desc.progress  = show_progress;
     fo   = open_context(o);
     data = load(fo, o->data, o->limit);
     flow = data ? make_flow(fo, o, data) : NULL;
+    if (o->negative)
+        desc.negative = load(fo, o->negative, o->limit);
     fo_save(flow, o->out); /* a path that cannot be written fails now, not after an hour */
     before = fo_flow_steps(flow);
     signal(SIGINT, on_interrupt);
@@ -344,21 +358,52 @@ static void print_json_text(const char *text) {
             putchar(*text);
 }
 
-static void print_metrics(const options *o, const char *score, const char *ood, long long n_in,
-                          long long n_ood, const fo_metrics *m, double bpd_in, double bpd_ood) {
+static void print_metrics(const options *o, const char *score, const char *norm, const char *ood,
+                          long long n_in, long long n_ood, const fo_metrics *m, double bpd_in,
+                          double bpd_ood) {
     if (o->json) {
         printf("{\"score\": \"%s\", \"ood\": \"", score);
         print_json_text(ood);
         printf("\", \"n_in\": %lld, \"n_ood\": %lld, \"auroc\": %.6f, \"aupr_in\": %.6f, "
-               "\"aupr_out\": %.6f, \"fpr95\": %.6f, \"bpd_in\": %.6f, \"bpd_ood\": %.6f}\n",
-               n_in, n_ood, m->auroc, m->aupr_in, m->aupr_out, m->fpr95, bpd_in, bpd_ood);
+               "\"aupr_out\": %.6f, \"fpr95\": %.6f, \"bpd_in\": %.6f, \"bpd_ood\": %.6f, "
+               "\"norm\": \"%s\"}\n",
+               n_in, n_ood, m->auroc, m->aupr_in, m->aupr_out, m->fpr95, bpd_in, bpd_ood, norm);
     } else {
         printf("%-11s %6.4f  %6.4f  %6.4f  %6.4f  %7.4f  %7.4f  %s\n", score, m->auroc, m->aupr_in,
                m->aupr_out, m->fpr95, bpd_in, bpd_ood, ood);
     }
 }
 
+/* Opens a workspace with the batch-norm statistics asked for; says which in `norm`. */
+static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options *o,
+                                    const char **norm) {
+    fo_workspace *ws;
+    *norm = "running";
+    if (o->norm && strcmp(o->norm, "batch") != 0 && strcmp(o->norm, "running") != 0) {
+        fo_fail(fo, FO_ERR_ARGUMENT, "--norm %s: running and batch are known", o->norm);
+        return NULL;
+    }
+    if (o->norm && strcmp(o->norm, "batch") == 0 && o->recalibrate) {
+        fo_fail(fo, FO_ERR_ARGUMENT, "--norm batch uses no stored statistics: --recalibrate "
+                                     "contradicts it");
+        return NULL;
+    }
+    if (o->recalibrate && flow) {
+        fo_data *data = load(fo, o->recalibrate, 10000);
+        fo_recalibrate(flow, data, fo_data_count(data));
+        fo_data_free(data);
+        *norm = "recalibrated";
+    }
+    ws = fo_workspace_create(fo, flow, 0);
+    if (ws && o->norm && strcmp(o->norm, "batch") == 0) {
+        fo_workspace_norm(ws, FO_NORM_BATCH);
+        *norm = "batch";
+    }
+    return ws;
+}
+
 static int eval(options *o) {
+    const char   *norm;
     fo_context   *fo;
     fo_flow      *flow;
     fo_workspace *ws;
@@ -370,11 +415,12 @@ static int eval(options *o) {
         o->score[o->n_score++] = "likelihood";
     fo   = open_context(o);
     flow = fo_load_flow(fo, o->model);
-    ws   = fo_workspace_create(fo, flow, 0);
+    ws   = open_workspace(fo, flow, o, &norm);
     in   = ws ? load(fo, o->in, o->limit) : NULL;
     if (!o->json && in)
         printf("score        auroc aupr_in aupr_out   fpr95   bpd_in  bpd_ood  (%lld samples of "
-               "%s; OOD is positive)\n", (long long)fo_data_count(in), o->in);
+               "%s; OOD is positive; batch norm, if any: %s statistics)\n",
+               (long long)fo_data_count(in), o->in, norm);
     for (d = 0; d < o->n_ood && !fo_failed(fo); d++) {
         fo_data *ood = load(fo, o->ood[d], o->limit);
         for (s = 0; s < o->n_score && !fo_failed(fo); s++) {
@@ -384,8 +430,8 @@ static int eval(options *o) {
             double    *b = score_all(ws, fo, flow, ood, o->score[s], &bpd[1]);
             if (!fo_failed(fo) &&
                 fo_measure(fo, a, fo_data_count(in), b, fo_data_count(ood), &m) == FO_OK)
-                print_metrics(o, o->score[s], o->ood[d], fo_data_count(in), fo_data_count(ood), &m,
-                              bpd[0], bpd[1]);
+                print_metrics(o, o->score[s], norm, o->ood[d], fo_data_count(in),
+                              fo_data_count(ood), &m, bpd[0], bpd[1]);
             free(a);
             free(b);
         }
@@ -395,6 +441,7 @@ static int eval(options *o) {
 }
 
 static int score(options *o) {
+    const char   *norm;
     fo_context   *fo;
     fo_flow      *flow;
     fo_workspace *ws;
@@ -407,7 +454,7 @@ static int score(options *o) {
         return fail("--score is given %d times: score writes one; eval takes several", o->n_score);
     fo   = open_context(o);
     flow = fo_load_flow(fo, o->model);
-    ws   = fo_workspace_create(fo, flow, 0);
+    ws   = open_workspace(fo, flow, o, &norm);
     data = ws ? load(fo, o->data, o->limit) : NULL;
     n    = fo_data_count(data);
     if (data)
@@ -551,12 +598,11 @@ static int info(options *o) {
 }
 
 static int presets(options *o) {
-    int              i, n;
-    const fo_preset *list = fo_presets(&n);
+    fo_preset p;
+    int       i;
     (void)o;
-    for (i = 0; i < n; i++)
-        printf("%-16s %s (batch %d, lr %g)\n", list[i].name, list[i].about, list[i].batch,
-               list[i].lr);
+    for (i = 0; (p = fo_preset_at(i)).name; i++)
+        printf("%-18s %s (batch %d, lr %g)\n", p.name, p.about, p.batch, p.lr);
     return 0;
 }
 

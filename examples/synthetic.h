@@ -21,7 +21,7 @@ static void synthetic_silhouette(uint64_t image, unsigned char *pixels) {
     double r[12];
     for (uint64_t k = 0; k < 12; k++)
         r[k] = synthetic_u(0, image, k);
-    double top = 1 + 9 * r[0], height = 10 + (16 - (top - 1)) * r[1] + 2, middle = 13.5 + 6 * (r[2] - 0.5);
+    double top = 1 + 9 * r[0], height = 12 + (17 - top) * r[1], middle = 13.5 + 6 * (r[2] - 0.5);
     double shoulder = 4 + 9 * r[3], hem = 4 + 9 * r[4], waist = 5 * r[5], base = 60 + 150 * r[6];
     double period = 2 + 6 * r[7], slant = 2 * r[8] - 1, depth = 10 + 50 * r[9];
     int    trousers = r[10] > 0.65;
@@ -43,7 +43,8 @@ static void synthetic_strokes(uint64_t image, unsigned char *pixels) {
     int    strokes = 1 + (synthetic_u(1, image, 0) > 0.5);
     for (int s = 0; s < strokes; s++) {
         uint64_t k = 8 * (uint64_t)s;
-        double   x = 8 + 12 * synthetic_u(1, image, k + 1), y = 8 + 12 * synthetic_u(1, image, k + 2);
+        double   x = 8 + 12 * synthetic_u(1, image, k + 1);
+        double   y = 8 + 12 * synthetic_u(1, image, k + 2);
         double   angle = 6.28318 * synthetic_u(1, image, k + 3);
         double   turn  = 0.5 * (synthetic_u(1, image, k + 4) - 0.5);
         for (int step = 0; step < 40; step++, angle += turn * 0.3) {

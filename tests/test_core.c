@@ -72,7 +72,7 @@ static void test_context(void) {
     fo_close(fo);
     desc.simd = (fo_simd)99; /* not there: the best one */
     fo = fo_open(&desc);
-    CHECK(fo_get_desc(fo).simd == fo__pick_kernels(FO_SIMD_AUTO)->simd);
+    CHECK(fo_get_desc(fo).simd == picked(FO_SIMD_AUTO)->simd);
     fo_close(fo);
 
     memset(&h, 0, sizeof h);
@@ -288,7 +288,7 @@ static fo_context *open_path(fo_simd simd, int threads) {
 static void find_paths(void) {
     int simd;
     for (simd = FO_SIMD_REF; simd <= FO_SIMD_AVX512; simd++)
-        if (fo__pick_kernels((fo_simd)simd)->simd == (fo_simd)simd)
+        if (picked((fo_simd)simd)->simd == (fo_simd)simd)
             paths[n_paths++] = (fo_simd)simd;
     if (n_paths < 2)
         test_skipped++; /* nothing but plain C here: double precision, or another CPU */
@@ -434,7 +434,7 @@ static void test_maps(void) {
     for (path = 0; path < n_paths; path++)
         for (row = 0; row < COUNT(map_rows); row++) {
             const struct map_row *r = &map_rows[row];
-            fo__map              *f = MAP_AT(fo__pick_kernels(paths[path]), row);
+            fo__map              *f = MAP_AT(picked(paths[path]), row);
             double  worst = 0, edge[5];
             fo_real in[5], out[5], guard[80];
             int     same = 1;
@@ -451,7 +451,7 @@ static void test_maps(void) {
                 worst = e <= worst ? worst : e;
             }
             if (!(worst <= 3))
-                printf("%s %s: error %g units\n", fo__pick_kernels(paths[path])->name, r->name,
+                printf("%s %s: error %g units\n", picked(paths[path])->name, r->name,
                        worst);
             CHECK(worst <= 3);
             memcpy(z, x, N * sizeof *x); /* in place, and one by one: the same bits */
@@ -516,7 +516,7 @@ static void test_zips(void) {
     fo_real  out[N + 1], other[N + 1];
     int      path, which, i, n;
     for (path = 0; path < n_paths; path++) {
-        const fo__kernels *k = fo__pick_kernels(paths[path]);
+        const fo__kernels *k = picked(paths[path]);
         double total, want[3], got[3];
         for (which = 0; which < ZIPS; which++) {
             double size, worst = 0;
@@ -577,7 +577,7 @@ static void test_adam(void) {
             }
             for (step = 1; step <= 3; step++) {
                 o.step = 0.1 / (1 - pow(o.beta1, step)), o.root = 1 / sqrt(1 - pow(o.beta2, step));
-                fo__pick_kernels(paths[path])->adam(N, &o, p, g, m, v, with_ema ? ema : NULL);
+                picked(paths[path])->adam(N, &o, p, g, m, v, with_ema ? ema : NULL);
                 for (i = 0; i < N; i++) {
                     double gi = 0.7 * (double)g[i];
                     wm[i] = 0.9 * wm[i] + 0.1 * gi;

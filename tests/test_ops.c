@@ -7,7 +7,7 @@
 #define IS_DOUBLE (sizeof(fo_real) == 8)
 #define ROOM 1024
 
-/* ---- an expression on a tape ------------------------------------------------------------------ */
+/* ---- an expression on a tape ----------------------------------------------------------------- */
 
 typedef fo_tensor *(*build_fn)(fo_tensor **in, const int *index);
 
@@ -244,7 +244,7 @@ static void test_golden(void) {
     }
     CHECK(cases == COUNT(golden)); /* nothing in the file goes untested */
     for (simd = FO_SIMD_REF; a && simd <= FO_SIMD_AVX512; simd++) {
-        if (fo__pick_kernels((fo_simd)simd)->simd != (fo_simd)simd)
+        if (picked((fo_simd)simd)->simd != (fo_simd)simd)
             continue;
         m.fo = open_path((fo_simd)simd, 1);
         for (i = 0; i < COUNT(golden); i++) {
@@ -400,7 +400,7 @@ static void test_slopes(void) {
     fo_close(m.fo);
 }
 
-/* ---- the planner ------------------------------------------------------------------------------ */
+/* ---- the planner ----------------------------------------------------------------------------- */
 
 /* A random program on [4,6] values: op by op from a stream of random bits. keep_all makes every
    value an output, so that nothing shares memory: the oracle of the planner. */
@@ -594,7 +594,7 @@ static void test_threads(void) {
     }
 }
 
-/* ---- what goes wrong --------------------------------------------------------------------------- */
+/* ---- what goes wrong ------------------------------------------------------------------------- */
 
 #define BAD(name, value)                                                                           \
     static fo_tensor *bad_##name(fo_tape *t, fo_tensor *a, fo_tensor *b) {                         \
@@ -690,7 +690,7 @@ static void test_nothing(void) {
     CHECK(!fo_reshape(NULL, 1, &one) && !fo_activation(NULL, "tanh"));
     CHECK(!fo_net_linear(NULL, "x", 1, 0) && !fo_input(NULL, 1, &one, 0));
     CHECK(!fo_param(NULL, "p", 1, &one, fo_init_of(FO_INIT_CONSTANT, 0)));
-    CHECK(!fo_apply(tape, &fo__op[0], &none, 1, NULL, 0) && !fo_tape_context(NULL));
+    CHECK(!fo_apply(tape, &fo->ops[0], &none, 1, NULL, 0) && !fo_tape_context(NULL));
     fo_output(NULL), fo_tape_free(NULL);
     CHECK(fo_tape_plan(NULL, 1) != FO_OK && fo_forward(NULL) != FO_OK);
     CHECK(fo_backward(NULL, NULL, NULL) != FO_OK);

@@ -50,7 +50,7 @@ allocs=$(grep -nE '\b(malloc|calloc|realloc|free)\(' flowood.h | grep -vc '^[0-9
 is "allocations past the funnel" "$allocs" -eq 0
 
 # contents list and banners agree
-sed -n '/>>contents/,/>>build/p' flowood.h | grep -E '^ +(MANUAL|API|IMPL|LICENSE|  )' |
+sed -n '/>>contents/,/>>build/p' flowood.h | grep -E '^     (MANUAL|API|IMPL|LICENSE|        )' |
     sed 's/MANUAL\|API\|IMPL\|LICENSE//' | tr -s ' ' '\n' | grep -E '^[a-z]' | sort > "$dir/listed"
 grep -E '^ +>>[a-z]' flowood.h | sed 's/^ *>>\([a-z-]*\).*/\1/' | sort > "$dir/rooms"
 if cmp -s "$dir/listed" "$dir/rooms"; then ok

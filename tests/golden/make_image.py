@@ -169,7 +169,7 @@ NETS = {   # channels in, maps out, height, width; what the text of a coupling w
     "resnet_double": ((1, 2, 4, 6), "net=resnet channels=3 blocks=1"),
     "resnet_neck": ((1, 2, 4, 4), "net=resnet channels=2 blocks=3 skip=0 neck=4"),
     "highway": ((2, 4, 5, 4), "net=highway channels=3"),
-    "highway_two": ((1, 2, 4, 6), "net=highway channels=4 layers=2"),
+    "highway_two": ((1, 2, 4, 6), "net=highway channels=4 depth=2"),
     "glow": ((2, 4, 4, 5), "net=glow channels=7"),
     "autoencoder": ((1, 2, 8, 4), "net=autoencoder channels=2 neck=3"),
 }
@@ -285,7 +285,7 @@ squeeze
 coupling mask=channel:1 net=resnet channels=3 blocks=1
 split
 coupling mask=cycle:2 net=glow channels=3
-coupling mask=checkerboard:1 net=highway channels=3 layers=2
+coupling mask=checkerboard:1 net=highway channels=3 depth=2
 """, 2, 1),
 }
 
@@ -304,7 +304,8 @@ def run_flow(text, seed, x, noise):
         (-log_prob.mean()).backward()
         found.update({f"{prefix}z": z, f"{prefix}terms": terms, f"{prefix}log_prob": log_prob})
         found.update({f"{prefix}grad.{n}": p.grad.clone() for n, p in flow.named_parameters()})
-    found.update({f"train.after.{n}": b for n, b in flow.named_buffers() if "running" in n})
+    found.update({f"train.after.{n}": b.clone() for n, b in flow.named_buffers()
+                  if "running" in n})
     return flow, before, found
 
 

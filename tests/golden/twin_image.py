@@ -185,11 +185,11 @@ class HighwayLayer(nn.Module):
 
 
 class Highway(nn.Module):
-    def __init__(self, shape, outputs, double=False, channels=200, layers=3):
+    def __init__(self, shape, outputs, double=False, channels=200, depth=3):
         super().__init__()
         channels = int(channels)
         self.in_conv = nn.Conv2d(shape[0], channels, 3, padding=1)
-        self.highway = nn.ModuleList(HighwayLayer(channels) for _ in range(int(layers)))
+        self.highway = nn.ModuleList(HighwayLayer(channels) for _ in range(int(depth)))
         self.out_conv = zero(nn.Conv2d(channels, outputs, 1))
 
     def forward(self, x):
