@@ -323,6 +323,10 @@ struct fo_tensor {
         int        kept, is_buffer;   /* data must survive from forward to backward       */
         int64_t    work_at[2];        /* scratch in forward and in backward; -1: none     */
         fo_real   *work[2];
+        int        again_from, again_to; /* times of backward in which it is needed again */
+        int        is_again;          /* it was made again since the last forward         */
+        int64_t    again_at;          /* where it is then; -1: kept, or not needed        */
+        fo_real   *first, *again;     /* its data in forward and in backward              */
     } plan;
 };
 
@@ -332,7 +336,8 @@ enum { /* what an op promises or needs */
     FO_ELEMENTWISE  = 4,  /* may be called for ranges of out's elements, on many threads  */
     FO_IN_PLACE     = 8,  /* forward may write over in[0]->data                           */
     FO_SETS_FRESH   = 16, /* backward honours `fresh`; else fresh gradients come zeroed   */
-    FO_VIEW         = 32  /* shares data and gradient with in[0]: no forward, no backward */
+    FO_VIEW         = 32, /* shares data and gradient with in[0]: no forward, no backward */
+    FO_CHEAP        = 64  /* in[0] is kept anyway: forward again in backward, not kept    */
 };
 
 /* One op: shape, forward, backward. Built-in ops and yours use this one interface.
@@ -645,8 +650,9 @@ typedef struct fo_train_desc {
        (default 30000/784 nats per dimension). */
     const fo_data *negative;
     double   negative_floor;
-    double   memory_mb;       /* for activations, MB: couplings that do not fit are computed again
-                                 in backward, to the same bits; default 0: keep all        */
+    double   memory_mb;       /* MB for all that training needs beyond the weights: activations of
+                                 couplings that do not fit are computed again in backward, to
+                                 the same bits; default 0: keep all                        */
     fo_on_nan on_nan;
     /* Progress: called about ten times a second and at the end; nonzero stops, state intact. */
     int  (*progress)(void *user, const fo_progress *progress);
@@ -3014,7 +3020,8 @@ struct fo_tape {
     fo__params  own_buffers, *buffers;
     fo__arena  *params_arena;
     const char *prefix;       /* put before the names of parameters: "3.net." */
-    fo_norm     norm; /* of all batch norms on it */
+    fo_norm     norm;  /* of all batch norms on it */
+    int         again; /* in backward: forwards only repeat what was done */
     int         failed, planned, train;
     int64_t     kept_size, scratch_size;
 };
@@ -3110,7 +3117,8 @@ static fo_tensor *fo__node(fo_tape *tape, const fo_op *op, int n_in) {
     t->n_in = n_in;
     t->plan.data_of = t->plan.grad_of = t;
     t->plan.data_at = t->plan.grad_at = t->plan.param_at = -1;
-    t->plan.last = t->plan.until = -1;
+    t->plan.last = t->plan.until = t->plan.again_from = -1;
+    t->plan.again_at = -1;
     t->plan.work_at[0] = t->plan.work_at[1] = -1;
     return t;
 }
@@ -3315,6 +3323,28 @@ static void fo__plan_lifetimes(fo_tape *tape, int train) {
     }
 }
 
+/* A cheap value that backward reads is not kept but made again, from the first reader on; unless
+   another tensor shares its storage, or its input may be gone. */
+static void fo__plan_again(fo_tape *tape) {
+    int n = tape->count, i, j, k;
+    for (i = 0; i < n; i++) {
+        fo_tensor *t = tape->nodes[i];
+        int        shared = 0;
+        if (t->op == NULL || !(t->op->flags & FO_CHEAP) || t->plan.until < 0 || t->plan.is_output)
+            continue;
+        for (j = 0; j < n; j++)
+            shared |= j != i && tape->nodes[j]->plan.data_of == t;
+        if (shared || t->plan.data_of != t || t->in[0]->plan.data_of->plan.until < t->plan.until)
+            continue;
+        for (j = n - 1; j > i && t->plan.again_from < 0; j--)
+            for (k = 0; k < tape->nodes[j]->n_in; k++)
+                if (tape->nodes[j]->in[k]->plan.data_of == t)
+                    t->plan.again_from = 2 * n - 1 - j;
+        t->plan.again_to = t->plan.until;
+        t->plan.until    = -1;
+    }
+}
+
 /* Spans of data (pass 0: kept, pass 1: scratch) and, in the scratch pass, of gradients. */
 static void fo__plan_pool(fo_tape *tape, fo__interval *span, int kept, int64_t *size) {
     int n = tape->count, used = 0, i, k;
@@ -3348,6 +3378,16 @@ static void fo__plan_pool(fo_tape *tape, fo__interval *span, int kept, int64_t *
         fo__place(span, used, size);
         t->plan.grad_at = span[used++].at;
     }
+    for (i = 0; i < n && !kept; i++) { /* cheap values, once more in backward */
+        fo_tensor *t = tape->nodes[i];
+        if (t->plan.again_from < 0)
+            continue;
+        span[used].size  = (t->count + 15) / 16 * 16;
+        span[used].birth = t->plan.again_from;
+        span[used].death = t->plan.again_to;
+        fo__place(span, used, size);
+        t->plan.again_at = span[used++].at;
+    }
     for (i = 0; i < 2 * n && !kept; i++) { /* what ops asked for, forward and backward */
         fo_tensor *t = tape->nodes[i < n ? i : 2 * n - 1 - i];
         if (t->scratch_size == 0 || (i >= n && !t->plan.needs_grad))
@@ -3366,12 +3406,13 @@ static fo_result fo__tape_layout(fo_tape *tape, int train) {
         return tape ? fo__fail(tape->fo, FO_ERR_ARGUMENT, "a tape cannot be planned after an op "
                                "failed to record") : FO_ERR_ARGUMENT;
     span = (fo__interval *)fo__alloc(
-        tape->fo, fo__times(4 * (int64_t)tape->count + 1, sizeof *span));
+        tape->fo, fo__times(5 * (int64_t)tape->count + 1, sizeof *span));
     if (span == NULL)
         return FO_ERR_MEMORY;
     tape->planned = 1;
     tape->train   = train;
     fo__plan_lifetimes(tape, train);
+    fo__plan_again(tape);
     fo__plan_pool(tape, span, 1, &tape->kept_size);
     fo__plan_pool(tape, span, 0, &tape->scratch_size);
     fo__free(tape->fo, span);
@@ -3395,6 +3436,8 @@ static void fo__tape_bind(fo_tape *tape, fo_real *values, fo_real *grads, fo_rea
             t->data = (d->plan.kept ? kept : scratch) + d->plan.data_at;
             t->grad = g->plan.grad_at >= 0 ? scratch + g->plan.grad_at : NULL;
         }
+        t->plan.first = t->data;
+        t->plan.again = t->plan.again_at >= 0 ? scratch + t->plan.again_at : NULL;
     }
 }
 
@@ -3481,21 +3524,32 @@ fo_result fo_forward(fo_tape *tape) {
         return tape ? tape->fo->failed : FO_ERR_ARGUMENT;
     if (!tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_forward before fo_tape_plan");
+    tape->again = 0;
     for (i = 0; i < tape->count && tape->fo->failed == FO_OK; i++) {
         fo_tensor *t = tape->nodes[i];
         t->scratch = t->plan.work[0];
+        if (t->plan.again_at >= 0) {
+            t->data          = t->plan.first;
+            t->plan.is_again = 0;
+        }
         if (t->op && !(t->op->flags & FO_VIEW))
             fo__op_run(t, t->op->forward);
     }
     return tape->fo->failed;
 }
 
-/* Before op t is undone: which of its inputs' gradients are written for the first time? */
+/* Before op t is undone: which of its inputs must be made again, and which of their gradients are
+   written for the first time? */
 static void fo__open_gradients(fo_tensor *t) {
     int k;
     t->fresh = 0;
     for (k = 0; k < t->n_in; k++) {
-        fo_tensor *in = t->in[k], *root = in->plan.grad_of;
+        fo_tensor *in = t->in[k], *root = in->plan.grad_of, *made = in->plan.data_of;
+        if (made->plan.again_at >= 0 && !made->plan.is_again) {
+            made->plan.is_again = 1;
+            made->data          = made->plan.again;
+            fo__op_run(made, made->op->forward);
+        }
         if (in->grad == NULL || root->plan.written)
             continue;
         root->plan.written = 1;
@@ -3516,6 +3570,7 @@ fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
                         "depends on a parameter or on an input with needs_grad");
     for (i = 0; i < tape->count; i++)
         tape->nodes[i]->plan.written = 0;
+    tape->again = 1; /* what is made again updates no statistics */
     if (grad)
         memcpy(out->grad, grad, (size_t)out->count * sizeof *grad);
     out->plan.grad_of->plan.written = 1;
@@ -4400,12 +4455,14 @@ static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
         const double      d = s->sum[0] / count, v = FO__MAX(s->sum[1] / count - d * d, 0);
         s->mean    = (double)x->data[i * n] + d;
         s->inverse = 1 / sqrt((v == v ? v : s->sum[1]) + FO__NORM_EPS);
-        if (how->mode == FO_NORM_TRAIN && !how->again) {
+        if (how->again || out->tape->again)
+            continue; /* the statistics have seen this batch already */
+        if (how->mode == FO_NORM_TRAIN) {
             const double k = FO__NORM_MOMENTUM, unbiased = v * count / FO__MAX(count - 1, 1);
             *mean = (fo_real)((1 - k) * (double)*mean + k * s->mean);
             *var  = (fo_real)((1 - k) * (double)*var + k * unbiased);
         }
-        if (how->mode == FO_NORM_MEASURE && !how->again) { /* two sets become one */
+        if (how->mode == FO_NORM_MEASURE) { /* two sets become one */
             const double all = before + count, gap = before > 0 ? s->mean - (double)*mean : 0;
             const double old = before > 0 ? (double)*var * (before - 1) : 0;
             *mean = (fo_real)(before > 0 ? (double)*mean + gap * count / all : s->mean);
@@ -4623,7 +4680,7 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
     X(linear, linear, FO_READS_INPUT | FO_SETS_FRESH)                                              \
     X(conv2d, conv2d, FO_READS_INPUT | FO_SETS_FRESH)                                              \
     X(conv2d_transpose, conv2d_transpose, FO_READS_INPUT | FO_SETS_FRESH)                          \
-    X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH)                                      \
+    X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH | FO_CHEAP)                           \
     X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
     X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
     X(crelu, crelu, FO_READS_OUTPUT)                                                               \
@@ -6912,9 +6969,12 @@ static void fo__workspace_bind(fo_workspace *ws) {
 }
 
 /* Which couplings keep their activations until backward? Those nearest to z, as many as the
-   budget allows; the others share the block of the largest of them. */
-static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb) {
-    double   budget = budget_mb * 1e6 / sizeof(fo_real), kept = 0, shared = 0;
+   budget allows, of which gradients, moments and scratch have taken their part; the others share
+   the block of the largest of them. */
+static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t scratch) {
+    double   taken  = 3.0 * (double)ws->flow->params.size + (double)scratch +
+                    3.0 * (double)ws->batch * (double)ws->flow->size;
+    double   budget = budget_mb * 1e6 / sizeof(fo_real) - taken, kept = 0, shared = 0;
     fo_real *block  = NULL;
     int      i, n = ws->flow->n_layers;
     for (i = 0; i < n; i++)
@@ -6922,7 +6982,7 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb) {
             kept += (double)ws->slots[i].tape->kept_size;
             shared = FO__MAX(shared, (double)ws->slots[i].tape->kept_size);
         }
-    if (budget > 0 && kept > budget) {
+    if (budget_mb > 0 && kept > budget) {
         block = (fo_real *)fo__arena_alloc(&ws->arena, fo__times((int64_t)shared + 1,
                                                                  sizeof *block));
         if (block == NULL)
@@ -6971,7 +7031,7 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
         learns |= l->kind.saves;
     }
     ws->scratch = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(scratch + 1, sizeof(fo_real)));
-    return ws->scratch ? fo__workspace_kept(ws, budget_mb) : FO_ERR_MEMORY;
+    return ws->scratch ? fo__workspace_kept(ws, budget_mb, scratch) : FO_ERR_MEMORY;
 }
 
 static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch, int train,

@@ -1086,12 +1086,12 @@ static void test_peak(void) {
             fo_context   *fo = open_with(5, FO_SIMD_AUTO, 1);
             char          text[200];
             fo_flow      *flow;
-            fo_train_desc d = steps_of(1, 32);
+            fo_train_desc d = steps_of(1, 64);
             snprintf(text, sizeof text, "input 1x12x12\ndequantize\nlogit\n%d* coupling "
                      "mask=checkerboard:%% net=resnet channels=8 blocks=2\n", deep ? 12 : 4);
             flow        = fo_flow_parse(fo, text);
             d.memory_mb = way ? 1e-9 : 0;
-            CHECK(fo_train(flow, make_data(fo, 64, fo_flow_shape(flow)), &d) == FO_OK);
+            CHECK(fo_train(flow, make_data(fo, 128, fo_flow_shape(flow)), &d) == FO_OK);
             peak[way][deep] = fo_memory(fo).peak;
             fo_close(fo);
         }
