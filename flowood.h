@@ -65,6 +65,10 @@
      FLOWOOD_SELF            how the file includes itself; default "flowood.h". Set it if you
                              renamed the file (the vector kernels are compiled in several passes)
 
+     With a strict -std=c99 include this file before <stdio.h> in the file that implements it: the
+     clock is POSIX, and has to be asked for first. Without vectors in the compiler (not GNU C) the
+     plain kernels are used.
+
    >>glossary      the field's words, as this file uses them
 
      encode, decode   x -> z ("normalizing"), z -> x ("generative")
@@ -85,7 +89,8 @@
 
      State        no mutable globals. Every object belongs to a context; fo_close frees them all.
      Memory       one funnel, yours if you like (fo_desc.realloc_fn). After its first step training
-                  allocates nothing; scoring allocates nothing at all.
+                  allocates nothing; scoring allocates nothing at all. fo_train_desc.memory_mb
+                  trades time for memory, to the same bits.
      Errors       the library never prints (fo_progress_bar is a callback that you choose), aborts,
                   exits or asserts on input. Functions return fo_result or NULL, and the context
                   keeps the first message until fo_clear_error.
@@ -105,13 +110,17 @@
      coupling     y_c = (x_c + t) exp(s), (s,t) = st(x_id)      logdet = sum s
                   s = scale tanh(raw s): bounded, so that no sample explodes. -t is the layer's
                   guess of x_c: that is what the paper's pictures show.
+     squeeze      C x H x W -> 4C x H/2 x W/2; split: half of the channels is latent early
+     actnorm      y = (x + bias) exp(log_scale) per channel     logdet = H W sum log_scale
+     conv1x1      y = W x at every pixel                        logdet = H W log|det W|
      base         log N(z; 0, I) = -|z|^2/2 - D/2 log(2 pi)
      log_prob     the sum of all of the above: the density of the 8-bit image, constants once.
                   By Jensen's inequality its mean over u is a lower bound of log P(x).
      gradients    dx = dy exp(s), dt = dx, ds = dy y + dL/dlogdet
 
      Kirichenko et al. 2020 (this paper)     Dinh et al. 2014, 2017 (NICE, RealNVP)
-     Kingma & Ba 2015 (Adam)                 Papamakarios et al. 2021 (a review of flows)
+     Kingma & Ba 2015 (Adam)                 Kingma & Dhariwal 2018 (Glow)
+     Ioffe & Szegedy 2015 (batch norm)       Papamakarios et al. 2021 (a review of flows)
 */
 #ifndef FLOWOOD_H
 #define FLOWOOD_H

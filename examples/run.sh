@@ -50,7 +50,7 @@ awk -F '[:,]' '
     {
         ood = value("ood"); n = split(ood, part, "/")
         printf "%-18s %-12s %8.3f %8.3f %8.3f %8.3f\n", value("preset"),
-               n > 1 ? part[n - 1] : ood, value("bpd_in"), value("bpd_ood"), value("auroc"),
+               (n > 1 ? part[n - 1] : ood), value("bpd_in"), value("bpd_ood"), value("auroc"),
                value("fpr95")
     }' out/table.jsonl
 echo
