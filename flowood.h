@@ -5390,7 +5390,8 @@ struct fo_workspace {
     fo_flow    *flow;
     int         batch, train;
     int64_t     rows;    /* of the current call */
-    fo__slot   *slots;
+    fo__slot   *slots;   /* one a layer */
+    int         n_slots;
     fo_real    *scratch;
     fo_real    *values, *grads;
     fo_real    *state, *dstate, *spare; /* [batch,D] */
@@ -7061,6 +7062,7 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     ws->flow   = flow;
     ws->batch  = batch;
     ws->train  = train;
+    ws->n_slots = flow->n_layers;
     ws->slots  = (fo__slot *)fo__arena_alloc(&ws->arena,
                                              fo__times(flow->n_layers, sizeof *ws->slots));
     ws->spare  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n, sizeof(fo_real)));
@@ -7097,7 +7099,7 @@ fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
 
 void fo_workspace_free(fo_workspace *ws) {
     int i;
-    for (i = 0; ws && ws->slots && i < ws->flow->n_layers; i++)
+    for (i = 0; ws && ws->slots && i < ws->n_slots; i++) /* the flow may be gone already */
         fo_tape_free(ws->slots[i].tape);
     fo__object_free(ws);
 }
