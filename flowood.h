@@ -4865,22 +4865,27 @@ fo_tensor *fo_activation(fo_tensor *x, const char *act) {
     return NULL;
 }
 
+/* Parameter "NAME.PART" of the network that x belongs to. */
+static fo_tensor *fo__part(fo_tensor *x, const char *name, const char *part, int rank,
+                           const int64_t *dim, fo_init init) {
+    char full[128];
+    snprintf(full, sizeof full, "%.100s.%s", name, part);
+    return fo_param(x->tape, full, rank, dim, init);
+}
+
 /* PyTorch's default: weight and bias uniform in +-1/sqrt(fan in). */
 fo_tensor *fo_net_linear(fo_tensor *x, const char *name, int outputs, int zero) {
     fo_tensor *w, *b;
     fo_init    init;
     int64_t    dim[2];
-    char       full[128];
     if (x == NULL)
         return NULL;
     dim[0] = outputs;
     dim[1] = fo__row(x);
     init   = zero ? fo_init_of(FO_INIT_CONSTANT, 0)
                   : fo_init_of(FO_INIT_UNIFORM, 1 / sqrt((double)dim[1]));
-    snprintf(full, sizeof full, "%.100s.weight", name);
-    w = fo_param(x->tape, full, 2, dim, init);
-    snprintf(full, sizeof full, "%.100s.bias", name);
-    b = fo_param(x->tape, full, 1, dim, init);
+    w = fo__part(x, name, "weight", 2, dim, init);
+    b = fo__part(x, name, "bias", 1, dim, init);
     return b ? fo_linear(x, w, b) : NULL;
 }
 
@@ -4923,15 +4928,12 @@ fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, 
     fo_tensor *w, *b;
     fo_init    init;
     int64_t    dim[4];
-    char       full[128];
     if (x == NULL)
         return NULL;
     init   = fo__conv_init(x, kernel, zero);
     dim[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
-    snprintf(full, sizeof full, "%.100s.weight", name);
-    w = fo_param(x->tape, full, 4, dim, init);
-    snprintf(full, sizeof full, "%.100s.bias", name);
-    b = fo_param(x->tape, full, 1, dim, init);
+    w = fo__part(x, name, "weight", 4, dim, init);
+    b = fo__part(x, name, "bias", 1, dim, init);
     return b ? fo_conv2d(x, w, b, 1, kernel / 2) : NULL;
 }
 
@@ -4939,16 +4941,12 @@ fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, 
 static fo_tensor *fo__wn_conv(fo_tensor *x, const char *name, int outputs, int kernel, int bias) {
     fo_tensor *g, *v, *b = NULL;
     int64_t    dim[4], gain[4] = {1, 1, 1, 1};
-    char       full[128];
     if (x == NULL)
         return NULL;
     dim[0] = gain[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
-    snprintf(full, sizeof full, "%.100s.weight_g", name);
-    g = fo_param(x->tape, full, 4, gain, fo_init_of(FO_INIT_ROW_NORMS, 1));
-    snprintf(full, sizeof full, "%.100s.weight_v", name);
-    v = fo_param(x->tape, full, 4, dim, fo__conv_init(x, kernel, 0));
-    snprintf(full, sizeof full, "%.100s.bias", name);
-    if (bias && (b = fo_param(x->tape, full, 1, dim, fo__conv_init(x, kernel, 0))) == NULL)
+    g = fo__part(x, name, "weight_g", 4, gain, fo_init_of(FO_INIT_ROW_NORMS, 1));
+    v = fo__part(x, name, "weight_v", 4, dim, fo__conv_init(x, kernel, 0));
+    if (bias && (b = fo__part(x, name, "bias", 1, dim, fo__conv_init(x, kernel, 0))) == NULL)
         return NULL;
     return fo_conv2d(x, fo_weight_norm(v, g), b, 1, kernel / 2);
 }
@@ -5036,17 +5034,14 @@ static fo_tensor *fo__net_conv4(fo_tensor *x, const char *name, int outputs, int
     fo_tensor *w, *b;
     fo_init    init;
     int64_t    dim[4], out = outputs;
-    char       full[128];
     if (x == NULL)
         return NULL;
     init   = fo__conv_init(x, 4, zero);
     dim[0] = up ? x->dim[1] : outputs, dim[1] = up ? outputs : x->dim[1], dim[2] = dim[3] = 4;
     if (up && !zero) /* PyTorch counts the outputs of a transposed convolution as its fan in */
         init.scale = 1 / sqrt(16.0 * outputs);
-    snprintf(full, sizeof full, "%.100s.weight", name);
-    w = fo_param(x->tape, full, 4, dim, init);
-    snprintf(full, sizeof full, "%.100s.bias", name);
-    b = fo_param(x->tape, full, 1, &out, init);
+    w = fo__part(x, name, "weight", 4, dim, init);
+    b = fo__part(x, name, "bias", 1, &out, init);
     if (b == NULL)
         return NULL;
     return up ? fo_conv2d_transpose(x, w, b, stride, padding) : fo_conv2d(x, w, b, stride, padding);
