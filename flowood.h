@@ -679,7 +679,23 @@ FO_API int fo_progress_bar(void *user, const fo_progress *progress);
 /* Checkpoints: weights, optimizer, moving average, positions, seeds and the flow's text. */
 FO_API fo_result fo_save(fo_flow *flow, const char *path);
 FO_API fo_flow  *fo_load_flow(fo_context *fo, const char *path);
-/* Weights by name into a flow that is already built (files of other programs). */
+/* Weights by name into a flow that is already built. A PyTorch state_dict, saved with Python's
+   safetensors, loads as it is when its modules bear these names; K is the layer's place in the
+   text (0: the first line after input), J counts from 0, a prefix such as "flow." is accepted,
+   and X.weight_g may also be X.parametrizations.weight.original0, X.weight_v ...original1.
+     coupling           K.scale, or on images K.rescale.weight_{g,v} [C,1,1]
+       net=mlp          K.net.J.{weight,bias}, J over its linear layers
+       net=resnet       K.net.{in_norm,out_norm}.{weight,bias,running_mean,running_var}
+                        K.net.{in_conv,out_conv}.{weight_g,weight_v,bias}, K.net.skips.J.(same)
+                        K.net.blocks.J.{norm1,norm2,conv1,conv2}.(same; conv1 without bias)
+                        K.net.neck.{0,1}.{weight,bias}
+       net=highway      K.net.{in_conv,out_conv,highway.J.conv,highway.J.gate}.{weight,bias}
+       net=glow         K.net.{conv1,conv2,conv3}.{weight,bias}
+       net=autoencoder  K.net.{down.J,neck.0,neck.1,up.J}.{weight,bias}
+     actnorm            K.{bias,log_scale,measured}
+     conv1x1            K.weight; lu=1: K.{lower,upper,log_diag,sign,order}
+     standardize        K.{mean,std,measured}
+   fo_load_flow reads such a file too, if its metadata has the text under "flowood.text". */
 FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
 
 /* ================================================================================================
@@ -7927,14 +7943,53 @@ fo_result fo_save(fo_flow *flow, const char *path) {
     return flow->fo->failed;
 }
 
+/* One table: how PyTorch may spell the end of a name. The newer of its two weight norms keeps the
+   length and the direction of a weight elsewhere than in weight_g and weight_v. */
+static const char fo__name_map[][2][40] = {
+    {".weight_g", ".parametrizations.weight.original0"},
+    {".weight_v", ".parametrizations.weight.original1"}};
+
+static const fo_array *fo__array_named(const fo_archive *archive, const char *prefix,
+                                       const char *name) {
+    char            full[360];
+    const fo_array *array;
+    size_t          i, n = (size_t)snprintf(full, 320, "%s%s", prefix, name), end;
+    array = fo_archive_find(archive, full);
+    for (i = 0; i < sizeof fo__name_map / sizeof fo__name_map[0] && !array && n < 320; i++) {
+        end = strlen(fo__name_map[i][0]);
+        if (n < end || strcmp(full + n - end, fo__name_map[i][0]) != 0)
+            continue;
+        strcpy(full + n - end, fo__name_map[i][1]);
+        array = fo_archive_find(archive, full);
+    }
+    return array;
+}
+
+/* "module." where the file has "module.0.scale" for "0.scale": its flow was part of something. */
+static void fo__find_prefix(const fo_archive *archive, const fo__params *params, char *prefix,
+                            size_t size) {
+    int         i;
+    const char *dot;
+    prefix[0] = 0;
+    if (params->count == 0 || fo__array_named(archive, "", params->list[0].info.name))
+        return;
+    for (i = 0; i < fo_archive_count(archive); i++) {
+        const char *name = fo_archive_at(archive, i)->name;
+        for (dot = strchr(name, '.'); dot; dot = strchr(dot + 1, '.')) {
+            snprintf(prefix, size, "%.*s", (int)(dot + 1 - name), name);
+            if (fo__array_named(archive, prefix, params->list[0].info.name))
+                return;
+        }
+    }
+    prefix[0] = 0;
+}
+
 /* The array for parameter p under this prefix. NULL: missing, or (an error) of another shape. */
 static const fo_array *fo__array_for(fo_context *fo, const fo_archive *archive, const char *path,
                                      const fo__saved_block *block, const fo_param_info *p) {
-    char            name[300], want[96], seen[96];
-    const fo_array *array;
+    char            want[96], seen[96];
+    const fo_array *array = fo__array_named(archive, block->prefix, p->name);
     int             k, same;
-    snprintf(name, sizeof name, "%s%s", block->prefix, p->name);
-    array = fo_archive_find(archive, name);
     if (array == NULL)
         return NULL;
     same = array->rank == p->rank && array->type != FO_U8 &&
@@ -7943,7 +7998,7 @@ static const fo_array *fo__array_for(fo_context *fo, const fo_archive *archive, 
         same = array->dim[k] == p->dim[k];
     if (!same) {
         fo__fail(fo, FO_ERR_FORMAT, "%s: %s is %s %s where the flow needs F32 %s: the weights "
-                 "belong to another architecture", path, name, fo_dtype_name(array->type),
+                 "belong to another architecture", path, array->name, fo_dtype_name(array->type),
                  fo__dims(seen, array->rank, array->dim), fo__dims(want, p->rank, p->dim));
         return NULL;
     }
@@ -7979,8 +8034,11 @@ static void fo__block_read(fo_context *fo, const fo_archive *archive, const char
 
 static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, const char *path) {
     fo__saved_block block[FO__SAVED_BLOCKS];
+    char            prefix[160];
     int             i;
     fo__saved_blocks(flow, block);
+    fo__find_prefix(archive, &flow->params, prefix, sizeof prefix);
+    block[0].prefix = block[1].prefix = prefix;
     for (i = 0; i < 2; i++)
         if (!fo__block_complete(flow->fo, archive, path, &block[i], 1))
             return flow->fo->failed;

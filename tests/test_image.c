@@ -502,6 +502,29 @@ static void test_golden(void) {
         }
 }
 
+/* A state_dict of torch.nn's own modules: other names for weight norms, a prefix, counters. */
+static void test_torch_names(void) {
+    const char     *path = "tests/golden/image_names.safetensors";
+    fo_context     *fo   = open_with(5, FO_SIMD_AUTO, 2);
+    fo_archive     *a    = fo_archive_open(fo, path);
+    fo_flow        *flow = fo_load_flow(fo, path), *other;
+    const fo_array *x = fo_archive_find(a, "golden.x"), *lp = fo_archive_find(a, "golden.log_prob");
+    fo_data        *data;
+    double          got[3] = {0, 0, 0};
+    int             i;
+    CHECK(flow && x && lp && fo_archive_find(a, "flow.2.net.in_conv.weight_g") == NULL);
+    data = fo_data_view(fo, x->values, x->type, x->dim[0], fo_flow_shape(flow));
+    CHECK(fo_log_prob(fo_workspace_create(fo, flow, 3), data, 0, 3, 0, got) == FO_OK);
+    for (i = 0; i < 3; i++)
+        CLOSE("torch names", "log_prob", fabs(got[i] / value_at(lp, i) - 1),
+              IS_DOUBLE ? 1e-7 : 1e-5);
+    other = fo_flow_parse(fo, "input 1x8x8\ndequantize\nlogit alpha=0.05\n"
+                              "coupling mask=checkerboard:0 net=resnet channels=4 blocks=1\n");
+    CHECK(fo_load_weights(other, path) == FO_ERR_FORMAT &&
+          strstr(fo_error(fo), "flow.2.net.in_conv.parametrizations.weight.original0 is F32"));
+    fo_close(fo);
+}
+
 /* ---- golden training ------------------------------------------------------------------------- */
 
 /* A flow with the weights and buffers that the runs begin with. */
@@ -1447,6 +1470,7 @@ int main(void) {
     test_ops();
     test_nets();
     test_golden();
+    test_torch_names();
     test_golden_training();
     test_golden_negative();
     test_negative();

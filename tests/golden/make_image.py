@@ -16,7 +16,9 @@ import zlib
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import make
 import twin
@@ -356,6 +358,59 @@ def make_actnorm(path):
     save(path, {**tensors, "z": z, "log_prob": terms.sum(1)}, {"flowood.text": text})
 
 
+# --- a state_dict of PyTorch's own modules --------------------------------------------------------
+
+def torch_modules(module):
+    """Puts PyTorch's own modules in place of the twin's, with their weights."""
+    for name, child in module.named_children():
+        if isinstance(child, twin_image.WNConv):
+            o, i, k, _ = child.weight_v.shape
+            conv = nn.Conv2d(i, o, k, padding=k // 2, bias=child.bias is not None)
+            conv = parametrizations.weight_norm(conv)
+            conv.parametrizations.weight.original0.data = child.weight_g.data
+            conv.parametrizations.weight.original1.data = child.weight_v.data
+            if child.bias is not None:
+                conv.bias.data = child.bias.data
+            setattr(module, name, conv)
+        elif isinstance(child, twin_image.Norm):
+            norm = nn.BatchNorm2d(len(child.weight))
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            torch_modules(child)
+
+
+def make_names(path):
+    """The state_dict of a model whose `flow` has nn.Conv2d with parametrized weight norm and
+    nn.BatchNorm2d, under the names PyTorch gives them, as float32; golden.x, golden.log_prob."""
+    begin(path)
+    flow = twin_image.randomize(twin_image.Flow(NAMES), 5).eval()
+    x = torch.randint(0, 256, (3, *flow.shape), generator=make.random, dtype=torch.uint8)
+    noise = torch.tensor(np.stack([twin.noise(5, b, 0, math.prod(flow.shape)) for b in range(3)]))
+    want = flow.log_prob(x, noise)
+    torch_modules(flow)
+    model = nn.Module()
+    model.flow = flow
+    log_prob = model.eval().flow.log_prob(x, noise)
+    assert torch.allclose(log_prob, want, rtol=1e-12)
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    assert any("original0" in n for n in tensors) and any("num_batches" in n for n in tensors)
+    save(path, {**tensors, "golden.x": x, "golden.log_prob": log_prob},
+         {"flowood.text": NAMES, "golden.seed": "5"})
+
+
+NAMES = """input 1x8x8
+dequantize
+logit alpha=0.05
+coupling mask=checkerboard:0 net=resnet channels=3 blocks=1
+coupling mask=cycle:0 net=resnet channels=2 blocks=1 skip=0 neck=4
+squeeze
+actnorm
+conv1x1
+coupling mask=channel:0 net=highway channels=3
+"""
+
+
 # --- training -------------------------------------------------------------------------------------
 
 STEPS, BATCH, IMAGES = 20, 4, 20
@@ -487,4 +542,5 @@ if __name__ == "__main__":
         for name, (text, batch, seed) in FLOWS.items():
             make_flow(HERE / f"image_{name}.safetensors", text, batch, seed)
         make_actnorm(HERE / "image_actnorm.safetensors")
+        make_names(HERE / "image_names.safetensors")
         make_train(HERE / "image_train.safetensors")
