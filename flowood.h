@@ -3370,77 +3370,88 @@ static void fo__plan_again(fo_tape *tape) {
     }
 }
 
-/* Spans of data (pass 0: kept, pass 1: scratch) and, in the scratch pass, of gradients. */
-static void fo__plan_pool(fo_tape *tape, fo__interval *span, int kept, int64_t *size) {
-    int n = tape->count, used = 0, i, k;
-    *size = 0;
-    for (i = 0; i < n; i++) {
+/* The pool that is being planned: every span placed so far. */
+typedef struct fo__pool { fo__interval *span; int used; int64_t size; } fo__pool;
+
+static int64_t fo__pool_add(fo__pool *pool, int64_t size, int birth, int death) {
+    fo__interval *span = &pool->span[pool->used];
+    span->size  = (size + 15) / 16 * 16;
+    span->birth = birth;
+    span->death = death;
+    fo__place(pool->span, pool->used++, &pool->size);
+    return span->at;
+}
+
+/* Data, of what is kept from forward to backward or of all the rest; inputs are filled before the
+   first op. */
+static void fo__plan_data(fo_tape *tape, fo__pool *pool, int kept) {
+    int i;
+    for (i = 0; i < tape->count; i++) {
         fo_tensor *t = tape->nodes[i];
         if (t->plan.param_at >= 0 || t->plan.data_of != t)
             continue;
         t->plan.kept = t->plan.until >= 0;
-        if (t->plan.kept != kept)
-            continue;
-        span[used].size  = (t->count + 15) / 16 * 16;
-        span[used].birth = t->op ? i : -1; /* inputs are filled before the first op */
-        span[used].death = kept ? t->plan.until : t->plan.last;
-        fo__place(span, used, size);
-        t->plan.data_at = span[used++].at;
+        if (t->plan.kept == kept)
+            t->plan.data_at = fo__pool_add(pool, t->count, t->op ? i : -1,
+                                           kept ? t->plan.until : t->plan.last);
     }
-    for (i = n - 1; i >= 0 && !kept; i--) {
+}
+
+/* Gradients: each is born where the last reader of its value is undone; the caller reads those of
+   inputs. */
+static void fo__plan_gradients(fo_tape *tape, fo__pool *pool) {
+    int n = tape->count, i, j, k, birth;
+    for (i = n - 1; i >= 0; i--) {
         fo_tensor *t = tape->nodes[i];
         if (t->plan.param_at >= 0 || t->plan.grad_of != t || !t->plan.needs_grad)
             continue;
-        span[used].size  = (t->count + 15) / 16 * 16;
-        span[used].birth = t->plan.is_output ? n : 2 * n - 1;
-        span[used].death = t->op ? 2 * n - 1 - i : 2 * n; /* the caller reads those of inputs */
-        for (k = i + 1; k < n; k++) { /* born where the last reader of the value is undone */
-            int j;
+        birth = t->plan.is_output ? n : 2 * n - 1;
+        for (k = i + 1; k < n; k++)
             for (j = 0; j < tape->nodes[k]->n_in; j++)
                 if (tape->nodes[k]->in[j]->plan.grad_of == t)
-                    span[used].birth = FO__MIN(span[used].birth, 2 * n - 1 - k);
-        }
-        fo__place(span, used, size);
-        t->plan.grad_at = span[used++].at;
+                    birth = FO__MIN(birth, 2 * n - 1 - k);
+        t->plan.grad_at = fo__pool_add(pool, t->count, birth, t->op ? 2 * n - 1 - i : 2 * n);
     }
-    for (i = 0; i < n && !kept; i++) { /* cheap values, once more in backward */
+}
+
+/* Cheap values, once more in backward; and what ops asked for, forward and backward. */
+static void fo__plan_extras(fo_tape *tape, fo__pool *pool) {
+    int n = tape->count, i;
+    for (i = 0; i < n; i++) {
         fo_tensor *t = tape->nodes[i];
-        if (t->plan.again_from < 0)
-            continue;
-        span[used].size  = (t->count + 15) / 16 * 16;
-        span[used].birth = t->plan.again_from;
-        span[used].death = t->plan.again_to;
-        fo__place(span, used, size);
-        t->plan.again_at = span[used++].at;
+        if (t->plan.again_from >= 0)
+            t->plan.again_at = fo__pool_add(pool, t->count, t->plan.again_from, t->plan.again_to);
     }
-    for (i = 0; i < 2 * n && !kept; i++) { /* what ops asked for, forward and backward */
+    for (i = 0; i < 2 * n; i++) {
         fo_tensor *t = tape->nodes[i < n ? i : 2 * n - 1 - i];
-        if (t->scratch_size == 0 || (i >= n && !t->plan.needs_grad))
-            continue;
-        span[used].size  = (t->scratch_size + 15) / 16 * 16;
-        span[used].birth = span[used].death = i;
-        fo__place(span, used, size);
-        t->plan.work_at[i >= n] = span[used++].at;
+        if (t->scratch_size && (i < n || t->plan.needs_grad))
+            t->plan.work_at[i >= n] = fo__pool_add(pool, t->scratch_size, i, i);
     }
 }
 
 /* Offsets only; fo__tape_bind turns them into pointers. */
 static fo_result fo__tape_layout(fo_tape *tape, int train) {
-    fo__interval *span;
+    fo__pool kept, scratch;
     if (tape == NULL || tape->failed)
         return tape ? fo__fail(tape->fo, FO_ERR_ARGUMENT, "a tape cannot be planned after an op "
                                "failed to record") : FO_ERR_ARGUMENT;
-    span = (fo__interval *)fo__alloc(
-        tape->fo, fo__times(5 * (int64_t)tape->count + 1, sizeof *span));
-    if (span == NULL)
+    memset(&kept, 0, sizeof kept);
+    kept.span = (fo__interval *)fo__alloc(
+        tape->fo, fo__times(5 * (int64_t)tape->count + 1, sizeof *kept.span));
+    if (kept.span == NULL)
         return FO_ERR_MEMORY;
     tape->planned = 1;
     tape->train   = train;
+    scratch       = kept; /* one after the other they use the same room */
     fo__plan_lifetimes(tape, train);
     fo__plan_again(tape);
-    fo__plan_pool(tape, span, 1, &tape->kept_size);
-    fo__plan_pool(tape, span, 0, &tape->scratch_size);
-    fo__free(tape->fo, span);
+    fo__plan_data(tape, &kept, 1);
+    fo__plan_data(tape, &scratch, 0);
+    fo__plan_gradients(tape, &scratch);
+    fo__plan_extras(tape, &scratch);
+    tape->kept_size    = kept.size;
+    tape->scratch_size = scratch.size;
+    fo__free(tape->fo, kept.span);
     return FO_OK;
 }
 
@@ -3638,11 +3649,13 @@ static fo_result fo__two_dims(fo_tensor *out, int64_t rows, int64_t columns) {
 }
 
 static fo_result fo__bad_shapes(const fo_tensor *out, const char *why) {
-    char a[96], b[96] = "";
-    if (out->n_in > 1)
-        fo__dims(b, out->in[1]->rank, out->in[1]->dim);
-    return fo__fail(out->tape->fo, FO_ERR_SHAPE, "%s%s of %s%s%s: %s", "fo_", out->op->name,
-                    fo__dims(a, out->in[0]->rank, out->in[0]->dim), *b ? " and " : "", b, why);
+    char   shapes[320] = "", one[96];
+    size_t at = 0;
+    int    i;
+    for (i = 0; i < FO__MIN(out->n_in, 3); i++)
+        at += (size_t)snprintf(shapes + at, sizeof shapes - at, "%s%s", i ? " and " : "",
+                               fo__dims(one, out->in[i]->rank, out->in[i]->dim));
+    return fo__fail(out->tape->fo, FO_ERR_SHAPE, "fo_%s of %s: %s", out->op->name, shapes, why);
 }
 
 /* ---- add, sub, mul: z = x (+,-,*) y, where y may repeat ------------------------------------- */
@@ -3752,14 +3765,19 @@ static void fo__scale_backward(const fo_tensor *out, int64_t begin, int64_t end)
     FO__K(out)->axpy(end - begin, fo__number(out), out->grad + begin, out->in[0]->grad + begin);
 }
 
-static void fo__exp_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->exp(end - begin, out->in[0]->data + begin, out->data + begin);
-}
-
-static void fo__exp_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->muladd(end - begin, out->data + begin, out->grad + begin,
-                       out->in[0]->grad + begin); /* dx = dy exp(x) */
-}
+/* Ops whose forward is a kernel, and whose gradient is a kernel of the output: dx += f(y, dy). */
+#define FO__UNARY(name, undo)                                                                      \
+    static void fo__##name##_forward(const fo_tensor *out, int64_t begin, int64_t end) {           \
+        FO__K(out)->name(end - begin, out->in[0]->data + begin, out->data + begin);                \
+    }                                                                                              \
+    static void fo__##name##_backward(const fo_tensor *out, int64_t begin, int64_t end) {          \
+        FO__K(out)->undo(end - begin, out->data + begin, out->grad + begin,                        \
+                         out->in[0]->grad + begin);                                                \
+    }
+FO__UNARY(exp, muladd)           /* dx = dy y         */
+FO__UNARY(tanh, tanh_grad)       /* dx = dy (1 - y^2) */
+FO__UNARY(sigmoid, sigmoid_grad) /* dx = dy y (1 - y) */
+#undef FO__UNARY
 
 static void fo__log_forward(const fo_tensor *out, int64_t begin, int64_t end) {
     FO__K(out)->log(end - begin, out->in[0]->data + begin, out->data + begin);
@@ -3769,24 +3787,6 @@ static void fo__log_backward(const fo_tensor *out, int64_t begin, int64_t end) {
     int64_t i;
     for (i = begin; i < end; i++)
         out->in[0]->grad[i] += out->grad[i] / out->in[0]->data[i];
-}
-
-static void fo__tanh_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->tanh(end - begin, out->in[0]->data + begin, out->data + begin);
-}
-
-static void fo__tanh_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->tanh_grad(end - begin, out->data + begin, out->grad + begin,
-                          out->in[0]->grad + begin); /* dx = dy (1 - y^2) */
-}
-
-static void fo__sigmoid_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->sigmoid(end - begin, out->in[0]->data + begin, out->data + begin);
-}
-
-static void fo__sigmoid_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    FO__K(out)->sigmoid_grad(end - begin, out->data + begin, out->grad + begin,
-                             out->in[0]->grad + begin); /* dx = dy y (1 - y) */
 }
 
 static void fo__softplus_forward(const fo_tensor *out, int64_t begin, int64_t end) {
@@ -3898,56 +3898,12 @@ static void fo__linear_backward(const fo_tensor *out, int64_t begin, int64_t end
     }
 }
 
-/* ---- gather, scatter: one index list for every row ------------------------------------------- */
+/* ---- gather: one index list for every row; scatter and slice are gathers ---------------------- */
 
-typedef struct fo__index_args { int n, width; } fo__index_args; /* n indices follow */
-
-static const int *fo__indices(const fo_tensor *out) {
-    return (const int *)((const fo__index_args *)out->args + 1);
-}
-
-static fo_tensor *fo__apply_index(fo_tensor *a, int which, const int *index, int n,
-                                  int width) {
-    const fo_op    *op;
-    fo__index_args *args;
-    size_t          size;
-    int             i, j;
-    if (a == NULL)
-        return NULL;
-    op = &a->tape->fo->ops[which];
-    if (index == NULL || n < 1) {
-        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_%s: at least one index is needed", op->name);
-        return NULL;
-    }
-    size = sizeof *args + (size_t)n * sizeof(int);
-    for (i = 0; i < n; i++)
-        if (index[i] < (op->name[0] == 'g' ? -1 : 0) || index[i] >= width) {
-            fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_%s: index[%d] is %d, but a row has %d "
-                     "elements", op->name, i, index[i], width);
-            return NULL;
-        }
-    args = (fo__index_args *)fo__arena_alloc(&a->tape->arena, size + (size_t)width);
-    if (args == NULL) {
-        a->tape->failed = 1;
-        return NULL;
-    }
-    args->n     = n;
-    args->width = width;
-    memcpy(args + 1, index, (size_t)n * sizeof(int));
-    for (i = 0, j = -1; i < n && op->name[0] == 's'; i++) {
-        char *seen = (char *)args + size + index[i];
-        j          = *seen ? index[i] : j;
-        *seen      = 1;
-    }
-    if (j >= 0) {
-        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", j);
-        return NULL;
-    }
-    return fo_apply(a->tape, op, &a, 1, args, size);
-}
+static const int *fo__indices(const fo_tensor *out) { return (const int *)out->args + 1; }
 
 static fo_result fo__gather_shape(fo_tensor *out) {
-    return fo__two_dims(out, out->in[0]->dim[0], ((const fo__index_args *)out->args)->n);
+    return fo__two_dims(out, out->in[0]->dim[0], *(const int *)out->args);
 }
 
 static void fo__gather_forward(const fo_tensor *out, int64_t begin, int64_t end) {
@@ -3969,33 +3925,7 @@ static void fo__gather_backward(const fo_tensor *out, int64_t begin, int64_t end
                 out->in[0]->grad[r * w + index[j]] += out->grad[r * n + j];
 }
 
-static fo_result fo__scatter_shape(fo_tensor *out) {
-    const fo__index_args *args = (const fo__index_args *)out->args;
-    if (fo__row(out->in[0]) != args->n)
-        return fo__bad_shapes(out, "as many indices as elements in a row are needed");
-    return fo__two_dims(out, out->in[0]->dim[0], args->width);
-}
-
-static void fo__scatter_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const int *index = fo__indices(out);
-    int64_t    r, j, w = out->dim[1], n = fo__row(out->in[0]);
-    (void)begin, (void)end;
-    memset(out->data, 0, (size_t)out->count * sizeof *out->data);
-    for (r = 0; r < out->dim[0]; r++)
-        for (j = 0; j < n; j++)
-            out->data[r * w + index[j]] = out->in[0]->data[r * n + j];
-}
-
-static void fo__scatter_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const int *index = fo__indices(out);
-    int64_t    r, j, w = out->dim[1], n = fo__row(out->in[0]);
-    (void)begin, (void)end;
-    for (r = 0; r < out->dim[0]; r++)
-        for (j = 0; j < n; j++)
-            out->in[0]->grad[r * n + j] += out->grad[r * w + index[j]];
-}
-
-/* ---- concat and slice along dimension 1: a row of z is a row of x, then a row of y ----------- */
+/* ---- concat along dimension 1: a row of z is a row of x, then a row of y --------------------- */
 
 static fo_result fo__concat_shape(fo_tensor *out) {
     const fo_tensor *x = out->in[0], *y = out->in[1];
@@ -4030,37 +3960,6 @@ static void fo__concat_backward(const fo_tensor *out, int64_t begin, int64_t end
     }
 }
 
-typedef struct fo__slice_args { int64_t begin, length; } fo__slice_args;
-
-static fo_result fo__slice_shape(fo_tensor *out) {
-    const fo__slice_args *args = (const fo__slice_args *)out->args;
-    const fo_tensor      *x    = out->in[0];
-    if (x->rank < 2 || args->begin < 0 || args->length < 1 || args->begin > x->dim[1] ||
-        args->length > x->dim[1] - args->begin)
-        return fo__bad_shapes(out, "the slice reaches outside dimension 1");
-    fo__like_first(out);
-    out->dim[1] = args->length;
-    return FO_OK;
-}
-
-static void fo__slice_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const fo_tensor *x = out->in[0];
-    int64_t          r, n = fo__row(out), w = fo__row(x), inner = w / x->dim[1];
-    int64_t          at = ((const fo__slice_args *)out->args)->begin * inner;
-    (void)begin, (void)end;
-    for (r = 0; r < out->dim[0]; r++)
-        memcpy(out->data + r * n, x->data + r * w + at, (size_t)n * sizeof(fo_real));
-}
-
-static void fo__slice_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const fo_tensor *x = out->in[0];
-    int64_t          r, n = fo__row(out), w = fo__row(x), inner = w / x->dim[1];
-    int64_t          at = ((const fo__slice_args *)out->args)->begin * inner;
-    (void)begin, (void)end;
-    for (r = 0; r < out->dim[0]; r++)
-        FO__K(out)->axpy(n, 1, out->grad + r * n, x->grad + r * w + at);
-}
-
 /* ---- reshape: another name for the same numbers ---------------------------------------------- */
 
 typedef struct fo__reshape_args { int rank; int64_t dim[FO_MAX_RANK]; } fo__reshape_args;
@@ -4092,7 +3991,7 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
    A transposed convolution is the same with the roles of x and y exchanged. Threads share out
    samples, or rows of dw: the bits of a result depend on neither.
    --------------------------------------------------------------------------------------------- */
-typedef struct fo__conv_args { int64_t stride, padding; } fo__conv_args;
+typedef struct fo__conv_args { int64_t stride, padding; int transposed; } fo__conv_args;
 
 /* Pixel (y,x) of a map goes to (y * spread + top, x * spread + left) of a frame. Of a frame's
    columns, those that are equal modulo `comb` lie side by side: a stride reads such a group. */
@@ -4121,9 +4020,10 @@ static int64_t fo__conv_columns(const fo__conv *v) {
 }
 
 /* x is on the side of the larger maps, y on the other: input and output, or the reverse. */
-static void fo__conv_of(fo__conv *v, const fo_tensor *out, const fo_tensor *x,
-                        const fo_tensor *y) {
+static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
     const fo__conv_args *args = (const fo__conv_args *)out->args;
+    const fo_tensor     *x = args->transposed ? out : out->in[0];
+    const fo_tensor     *y = args->transposed ? out->in[0] : out;
     const fo_tensor     *w    = out->in[1];
     int64_t              before, behind;
     memset(v, 0, sizeof *v);
@@ -4137,7 +4037,6 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out, const fo_tensor *x,
     behind        = v->o * (v->h + v->kh - 1) * (v->w + v->kw - 1);
     v->frame_size = (FO__MAX(before, behind) + FO__SLACK + 15) / 16 * 16;
     v->weight     = w->data;
-    v->bias       = out->n_in == 3 ? out->in[2]->data : NULL;
     v->g.kernels  = v->fo->kernels;
     v->g.a_run = v->g.b_run = FO__ONE_RUN;
     if (out->scratch) {
@@ -4330,91 +4229,57 @@ static void fo__conv_bias(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-static fo_result fo__conv_check(fo_tensor *out, int transposed) {
+static fo_result fo__conv_shape(fo_tensor *out) {
     const fo_tensor     *x = out->in[0], *w = out->in[1];
     const fo__conv_args *args = (const fo__conv_args *)out->args;
     const int64_t        s = args->stride, p = args->padding;
+    const int            up = args->transposed;
     int                  i;
     fo__conv             v;
-    if (x->rank != 4 || w->rank != 4 || x->dim[1] != w->dim[transposed ? 0 : 1] ||
-        (out->n_in == 3 && out->in[2]->count != w->dim[transposed ? 1 : 0]))
-        return fo__bad_shapes(out, transposed ? "x[B,C,H,W], w[C,O,h,w] and b[O] are needed"
-                                              : "x[B,C,H,W], w[O,C,h,w] and b[O] are needed");
+    if (x->rank != 4 || w->rank != 4 || x->dim[1] != w->dim[up ? 0 : 1] ||
+        (out->n_in == 3 && out->in[2]->count != w->dim[up ? 1 : 0]))
+        return fo__bad_shapes(out, up ? "x[B,C,H,W], w[C,O,h,w] and b[O] are needed"
+                                      : "x[B,C,H,W], w[O,C,h,w] and b[O] are needed");
     if (s < 1 || s > 4096 || p < 0 || p > 4096)
         return fo__bad_shapes(out, "a stride of 1 to 4096 and a padding of 0 to 4096 are possible");
     out->rank   = 4;
     out->dim[0] = x->dim[0];
-    out->dim[1] = w->dim[transposed ? 1 : 0];
+    out->dim[1] = w->dim[up ? 1 : 0];
     for (i = 2; i < 4; i++) {
         const int64_t n = x->dim[i], k = w->dim[i];
-        if (transposed ? (n - 1) * s + k <= 2 * p : n + 2 * p < k)
+        if (up ? (n - 1) * s + k <= 2 * p : n + 2 * p < k)
             return fo__bad_shapes(out, "the kernel does not fit: nothing would be left");
-        out->dim[i] = transposed ? (n - 1) * s + k - 2 * p : (n + 2 * p - k) / s + 1;
+        out->dim[i] = up ? (n - 1) * s + k - 2 * p : (n + 2 * p - k) / s + 1;
     }
-    fo__conv_of(&v, out, transposed ? out : x, transposed ? x : out);
+    fo__conv_of(&v, out);
     out->scratch_size = fo__conv_scratch(&v);
     return FO_OK;
 }
 
-static fo_result fo__conv2d_shape(fo_tensor *out) { return fo__conv_check(out, 0); }
-
-static void fo__conv2d_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    fo__conv v;
+static void fo__conv_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo__conv_args *args = (const fo__conv_args *)out->args;
+    fo__conv             v;
     (void)begin, (void)end;
-    fo__conv_of(&v, out, out->in[0], out);
-    fo__conv_to_y(&v, out->in[0]->data, out->data, 0);
+    fo__conv_of(&v, out);
+    v.bias = out->n_in == 3 ? out->in[2]->data : NULL;
+    (args->transposed ? fo__conv_to_x : fo__conv_to_y)(&v, out->in[0]->data, out->data, 0);
 }
 
-static void fo__conv2d_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const fo_tensor *x = out->in[0], *w = out->in[1];
-    fo__conv         v;
+static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    const fo__conv_args *args = (const fo__conv_args *)out->args;
+    const fo_tensor     *in = out->in[0], *w = out->in[1];
+    const int            up = args->transposed;
+    fo__conv             v;
     (void)begin, (void)end;
-    fo__conv_of(&v, out, x, out);
-    v.bias = NULL;
+    fo__conv_of(&v, out);
     if (w->grad)
-        fo__conv_to_w(&v, x->data, out->grad, w->grad, !(out->fresh & 2));
+        fo__conv_to_w(&v, up ? out->grad : in->data, up ? in->data : out->grad, w->grad,
+                      !(out->fresh & 2));
     if (out->n_in == 3 && out->in[2]->grad)
-        fo_parallel_for(v.fo, v.o, 1, fo__conv_bias, (void *)out);
-    fo__conv_of(&v, out, x, out);
-    v.bias = NULL;
-    if (x->grad)
-        fo__conv_to_x(&v, out->grad, x->grad, !(out->fresh & 1));
-}
-
-static fo_result fo__conv2d_transpose_shape(fo_tensor *out) { return fo__conv_check(out, 1); }
-
-static void fo__conv2d_transpose_forward(const fo_tensor *out, int64_t begin, int64_t end) {
-    fo__conv v;
-    (void)begin, (void)end;
-    fo__conv_of(&v, out, out, out->in[0]);
-    fo__conv_to_x(&v, out->in[0]->data, out->data, 0);
-}
-
-static void fo__conv2d_transpose_backward(const fo_tensor *out, int64_t begin, int64_t end) {
-    const fo_tensor *x = out->in[0], *w = out->in[1];
-    fo__conv         v;
-    (void)begin, (void)end;
-    fo__conv_of(&v, out, out, x);
-    v.bias = NULL;
-    if (w->grad)
-        fo__conv_to_w(&v, out->grad, x->data, w->grad, !(out->fresh & 2));
-    if (out->n_in == 3 && out->in[2]->grad)
-        fo_parallel_for(v.fo, v.c, 1, fo__conv_bias, (void *)out);
-    fo__conv_of(&v, out, out, x);
-    v.bias = NULL;
-    if (x->grad)
-        fo__conv_to_y(&v, out->grad, x->grad, !(out->fresh & 1));
-}
-
-static fo_tensor *fo__conv_apply(int which, fo_tensor *x, fo_tensor *w, fo_tensor *b,
-                                 int stride, int padding) {
-    fo_tensor    *in[3];
-    fo__conv_args args;
-    in[0] = x, in[1] = w, in[2] = b;
-    args.stride  = stride;
-    args.padding = padding;
-    return x && w ? fo_apply(x->tape, &x->tape->fo->ops[which], in, b ? 3 : 2, &args, sizeof args)
-                  : NULL;
+        fo_parallel_for(v.fo, out->dim[1], 1, fo__conv_bias, (void *)out);
+    fo__conv_of(&v, out);
+    if (in->grad)
+        (up ? fo__conv_to_y : fo__conv_to_x)(&v, out->grad, in->grad, !(out->fresh & 1));
 }
 
 /* ---- batch_norm: y = factor ((x - m) / sqrt(v + eps) w + b) per channel, and ReLU if asked -----
@@ -4703,16 +4568,13 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
     X(sum, sum, FO_ELEMENTWISE)                                                                    \
     X(matmul, matmul, FO_READS_INPUT | FO_SETS_FRESH)                                              \
     X(linear, linear, FO_READS_INPUT | FO_SETS_FRESH)                                              \
-    X(conv2d, conv2d, FO_READS_INPUT | FO_SETS_FRESH)                                              \
-    X(conv2d_transpose, conv2d_transpose, FO_READS_INPUT | FO_SETS_FRESH)                          \
+    X(conv, conv, FO_READS_INPUT | FO_SETS_FRESH)                                                  \
     X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH | FO_CHEAP)                           \
     X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
     X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
     X(crelu, crelu, FO_READS_OUTPUT)                                                               \
     X(gather, gather, 0)                                                                           \
-    X(scatter, scatter, 0)                                                                         \
     X(concat, concat, 0)                                                                           \
-    X(slice, slice, 0)                                                                             \
     X(reshape, reshape, FO_VIEW)
 
 #define fo__first_shape fo__like_first
@@ -4740,6 +4602,14 @@ static fo_tensor *fo__apply2(int op, fo_tensor *a, fo_tensor *b) {
     fo_tensor *in[2];
     in[0] = a, in[1] = b;
     return a && b ? fo_apply(a->tape, &a->tape->fo->ops[op], in, 2, NULL, 0) : NULL;
+}
+
+/* The third, a bias, may be missing. */
+static fo_tensor *fo__apply3(int op, fo_tensor *a, fo_tensor *b, fo_tensor *c, const void *args,
+                             size_t size) {
+    fo_tensor *in[3];
+    in[0] = a, in[1] = b, in[2] = c;
+    return a && b ? fo_apply(a->tape, &a->tape->fo->ops[op], in, c ? 3 : 2, args, size) : NULL;
 }
 
 fo_tensor *fo_add(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_add, a, b); }
@@ -4777,25 +4647,90 @@ fo_tensor *fo_mean(fo_tensor *a, int keep) {
 }
 
 fo_tensor *fo_linear(fo_tensor *x, fo_tensor *w, fo_tensor *b) {
-    fo_tensor *in[3];
-    in[0] = x, in[1] = w, in[2] = b;
-    return x && w ? fo_apply(x->tape, &x->tape->fo->ops[FO__OP_linear], in, b ? 3 : 2, NULL, 0)
-                  : NULL;
+    return fo__apply3(FO__OP_linear, x, w, b, NULL, 0);
+}
+
+/* Room for a gather's arguments: how many, then -1 that many times. */
+static int *fo__gather_args(fo_tensor *a, int64_t n) {
+    int    *args = (int *)fo__arena_alloc(&a->tape->arena, fo__times(n + 1, sizeof *args));
+    int64_t i;
+    for (i = 0; args && i < n; i++)
+        args[i + 1] = -1;
+    if (args)
+        args[0] = (int)n;
+    a->tape->failed |= args == NULL;
+    return args;
+}
+
+static fo_tensor *fo__gather(fo_tensor *a, const int *args) {
+    return args ? fo__apply1(FO__OP_gather, a, args, ((size_t)args[0] + 1) * sizeof *args) : NULL;
+}
+
+/* May element i of a list be index[i], from `least` to below `most`? */
+static int fo__index_ok(fo_tensor *a, const char *name, const int *index, int64_t n, int least,
+                        int64_t most) {
+    int64_t i;
+    if (index == NULL || n < 1) {
+        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "%s: at least one index is needed", name);
+        return 0;
+    }
+    for (i = 0; i < n; i++)
+        if (index[i] < least || index[i] >= most) {
+            fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "%s: index[%lld] is %d, but a row has %lld "
+                     "elements", name, (long long)i, index[i], (long long)most);
+            return 0;
+        }
+    return 1;
 }
 
 fo_tensor *fo_gather(fo_tensor *a, const int *index, int n) {
-    return fo__apply_index(a, FO__OP_gather, index, n, a ? (int)fo__row(a) : 0);
+    int *args;
+    if (a == NULL || !fo__index_ok(a, "fo_gather", index, n, -1, fo__row(a)))
+        return NULL;
+    args = fo__gather_args(a, n);
+    if (args)
+        memcpy(args + 1, index, (size_t)n * sizeof *args);
+    return fo__gather(a, args);
 }
 
+/* The gather by the list turned round: where an element came from. */
 fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width) {
-    return fo__apply_index(a, FO__OP_scatter, index, a ? (int)fo__row(a) : 0, width);
+    int *args, i;
+    if (a == NULL || !fo__index_ok(a, "fo_scatter", index, fo__row(a), 0, width))
+        return NULL;
+    args = fo__gather_args(a, width);
+    for (i = 0; args && i < fo__row(a); i++) {
+        if (args[index[i] + 1] >= 0) {
+            fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", index[i]);
+            return NULL;
+        }
+        args[index[i] + 1] = i;
+    }
+    return fo__gather(a, args);
 }
 
 fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
-    fo__slice_args args;
-    args.begin  = begin;
-    args.length = length;
-    return fo__apply1(FO__OP_slice, a, &args, sizeof args);
+    int64_t dim[FO_MAX_RANK], inner, i;
+    int    *args, rank;
+    char    text[96];
+    if (a == NULL)
+        return NULL;
+    if (a->rank < 2 || begin < 0 || length < 1 || begin > a->dim[1] ||
+        length > a->dim[1] - begin) {
+        fo__fail(a->tape->fo, FO_ERR_SHAPE, "fo_slice of %s: [%lld,%lld) reaches outside "
+                 "dimension 1", fo__dims(text, a->rank, a->dim), (long long)begin,
+                 (long long)begin + (long long)length);
+        return NULL;
+    }
+    memcpy(dim, a->dim, sizeof dim);
+    dim[1] = length;
+    inner  = fo__row(a) / a->dim[1];
+    args   = fo__gather_args(a, length * inner);
+    for (i = 0; args && i < length * inner; i++)
+        args[i + 1] = (int)(begin * inner + i);
+    rank   = a->rank;
+    a      = fo__gather(a, args);
+    return a ? fo_reshape(a, rank, dim) : NULL;
 }
 
 fo_tensor *fo_reshape(fo_tensor *a, int rank, const int64_t *dim) {
@@ -4808,13 +4743,23 @@ fo_tensor *fo_reshape(fo_tensor *a, int rank, const int64_t *dim) {
     return fo__apply1(FO__OP_reshape, a, &args, sizeof args);
 }
 
+static fo_tensor *fo__conv_apply(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride, int padding,
+                                 int transposed) {
+    fo__conv_args args;
+    memset(&args, 0, sizeof args);
+    args.stride     = stride;
+    args.padding    = padding;
+    args.transposed = transposed;
+    return fo__apply3(FO__OP_conv, x, w, b, &args, sizeof args);
+}
+
 fo_tensor *fo_conv2d(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride, int padding) {
-    return fo__conv_apply(FO__OP_conv2d, x, w, b, stride, padding);
+    return fo__conv_apply(x, w, b, stride, padding, 0);
 }
 
 fo_tensor *fo_conv2d_transpose(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride,
                                int padding) {
-    return fo__conv_apply(FO__OP_conv2d_transpose, x, w, b, stride, padding);
+    return fo__conv_apply(x, w, b, stride, padding, 1);
 }
 
 fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *running_mean,
@@ -4840,9 +4785,7 @@ fo_tensor *fo_weight_norm(fo_tensor *v, fo_tensor *g) {
 }
 
 fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g) {
-    fo_tensor *in[3];
-    in[0] = h, in[1] = r, in[2] = g;
-    return h && r && g ? fo_apply(h->tape, &h->tape->fo->ops[FO__OP_gate], in, 3, NULL, 0) : NULL;
+    return g ? fo__apply3(FO__OP_gate, h, r, g, NULL, 0) : NULL;
 }
 
 fo_tensor *fo_crelu(fo_tensor *x) { return fo__apply1(FO__OP_crelu, x, NULL, 0); }
@@ -5336,16 +5279,24 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
 
 typedef struct fo__layer fo__layer;
 
-/* One row of the table at the end of this room. */
+typedef enum fo__way { FO__ENCODE, FO__DECODE, FO__BACKWARD } fo__way;
+
+/* Rows [begin,end) of the batch, one way through a layer. */
+typedef void fo__rows_fn(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end);
+
+/* One row of the table at the end of this room. A pass through a layer is `before`, once for the
+   whole batch, then `rows`, shared out over threads, then `after`; what is NULL is left out. */
 typedef struct fo__layer_kind {
     const char *name;
-    const char *keys; /* settings of its line: see fo__layer_write */
-    int         has_mask, affine, saves;
+    const char *keys;   /* settings of its line: see fo__layer_write */
+    int         has_mask, affine;
+    int         front;  /* has no backward: it comes before all that learns */
+    int         learns; /* has parameters, and saves what it overwrites for their gradient */
     fo_result (*setup)(fo_flow *flow, fo__layer *layer);
-    void (*encode)(fo_workspace *ws, int layer);
-    void (*decode)(fo_workspace *ws, int layer);
-    void (*backward)(fo_workspace *ws, int layer); /* NULL: comes before all that learns */
-    void (*init)(fo_flow *flow, const fo__layer *layer); /* or NULL: first values */
+    void (*init)(fo_flow *flow, const fo__layer *layer); /* first values */
+    void (*before)(fo_workspace *ws, int layer, fo__way way);
+    fo__rows_fn *rows;
+    void (*after)(fo_workspace *ws, int layer, fo__way way);
 } fo__layer_kind;
 
 struct fo__layer {
@@ -5422,21 +5373,32 @@ struct fo_workspace {
 typedef struct fo__rows_call {
     fo_workspace *ws;
     int           layer;
-    void (*fn)(fo_workspace *ws, int layer, int64_t begin, int64_t end);
+    fo__way       way;
+    fo__rows_fn  *fn;
 } fo__rows_call;
 
 static void fo__rows_range(void *arg, int64_t begin, int64_t end) {
     fo__rows_call *call = (fo__rows_call *)arg;
-    call->fn(call->ws, call->layer, begin, end);
+    call->fn(call->ws, call->layer, call->way, begin, end);
 }
 
-static void fo__rows(fo_workspace *ws, int layer,
-                     void (*fn)(fo_workspace *ws, int layer, int64_t begin, int64_t end)) {
+static void fo__rows(fo_workspace *ws, int layer, fo__way way, fo__rows_fn *fn) {
     fo__rows_call call;
     call.ws    = ws;
     call.layer = layer;
+    call.way   = way;
     call.fn    = fn;
     fo_parallel_for(ws->fo, ws->rows, 1 + 4096 / ws->flow->size, fo__rows_range, &call);
+}
+
+static void fo__pass(fo_workspace *ws, int layer, fo__way way) {
+    const fo__layer_kind *kind = &ws->flow->layers[layer].kind;
+    if (kind->before)
+        kind->before(ws, layer, way);
+    if (kind->rows)
+        fo__rows(ws, layer, way, kind->rows);
+    if (kind->after)
+        kind->after(ws, layer, way);
 }
 
 static double *fo__logdet(fo_workspace *ws, int layer) {
@@ -5455,41 +5417,27 @@ static fo_result fo__dequantize_setup(fo_flow *flow, fo__layer *layer) {
     return FO_OK;
 }
 
-static void fo__dequantize_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+/* Back to the middle of the pixel's cell, so that rounding gives the pixel. */
+static void fo__dequantize_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                                int64_t end) {
     int64_t r, i, j, n, size = ws->flow->size;
+    double  logdet = (double)size * log(256.0);
     fo_real u[FO__CHUNK];
     for (r = begin; r < end; r++) {
         fo_real *x = fo__state(ws, r);
-        for (i = 0; i < size; i += n) {
+        for (i = 0; i < size && way == FO__ENCODE; i += n) {
             n = FO__MIN(FO__CHUNK, size - i);
             if (!ws->middle)
                 fo_random_uniform(ws->seed, ws->noise[r], (uint64_t)i, n, u);
             for (j = 0; j < n; j++)
                 x[i + j] = (x[i + j] + (ws->middle ? (fo_real)0.5 : u[j])) / 256;
         }
-        fo__logdet(ws, layer)[r] = -(double)size * log(256.0);
-    }
-}
-
-/* The middle of the pixel's cell, so that rounding gives the pixel. */
-static void fo__dequantize_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    int64_t r, i, size = ws->flow->size;
-    for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r);
-        for (i = 0; i < size; i++) {
+        for (i = 0; i < size && way == FO__DECODE; i++) {
             fo_real grey = x[i] * 256 - (fo_real)0.5;
             x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
         }
-        fo__logdet(ws, layer)[r] = (double)size * log(256.0);
+        fo__logdet(ws, layer)[r] = way == FO__ENCODE ? -logdet : logdet;
     }
-}
-
-static void fo__dequantize_encode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__dequantize_encode_rows);
-}
-
-static void fo__dequantize_decode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__dequantize_decode_rows);
 }
 
 /* ---- logit: v = 1/2 + (1-2a)(y-1/2), h = log v - log(1-v), dh/dy = (1-2a)/(v(1-v)) ----------- */
@@ -5501,57 +5449,42 @@ static fo_result fo__logit_setup(fo_flow *flow, fo__layer *layer) {
     return FO_OK;
 }
 
-static void fo__logit_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__kernels *kern = ws->fo->kernels;
-    fo_real            squash = (fo_real)(1 - 2 * ws->flow->layers[layer].alpha);
-    int64_t            r, i, j, n, size = ws->flow->size;
-    fo_real            v[FO__CHUNK], w[FO__CHUNK];
-    for (r = begin; r < end; r++) {
-        fo_real *x   = fo__state(ws, r);
-        double   sum = 0;
-        for (i = 0; i < size; i += n) {
-            n = FO__MIN(FO__CHUNK, size - i);
-            for (j = 0; j < n; j++) {
-                v[j] = (fo_real)0.5 + squash * (x[i + j] - (fo_real)0.5);
-                w[j] = 1 - v[j];
-            }
-            kern->log(n, v, v);
-            kern->log(n, w, w);
-            kern->sub(n, v, w, x + i);
-            sum += kern->sum(n, v) + kern->sum(n, w);
+/* n numbers of a row; returns sum of log dh/dy without its constant, of the way asked for. */
+static double fo__logit_part(const fo__kernels *kern, fo__way way, fo_real squash, int64_t n,
+                             fo_real *x) {
+    fo_real v[FO__CHUNK], w[FO__CHUNK];
+    int64_t j;
+    if (way == FO__ENCODE) {
+        for (j = 0; j < n; j++) {
+            v[j] = (fo_real)0.5 + squash * (x[j] - (fo_real)0.5);
+            w[j] = 1 - v[j];
         }
-        fo__logdet(ws, layer)[r] = (double)size * log((double)squash) - sum;
+        kern->log(n, v, v);
+        kern->log(n, w, w);
+        kern->sub(n, v, w, x);
+        return -kern->sum(n, v) - kern->sum(n, w);
     }
+    kern->scale(n, -1, x, w);
+    kern->softplus(n, w, v); /* -log v     */
+    kern->softplus(n, x, w); /* -log(1-v)  */
+    kern->sigmoid(n, x, x);
+    for (j = 0; j < n; j++)
+        x[j] = (fo_real)0.5 + (x[j] - (fo_real)0.5) / squash;
+    return -kern->sum(n, v) - kern->sum(n, w);
 }
 
-static void fo__logit_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__kernels *kern = ws->fo->kernels;
-    fo_real            squash = (fo_real)(1 - 2 * ws->flow->layers[layer].alpha);
-    int64_t            r, i, j, n, size = ws->flow->size;
-    fo_real            v[FO__CHUNK], w[FO__CHUNK];
+static void fo__logit_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
+    const fo_real squash = (fo_real)(1 - 2 * ws->flow->layers[layer].alpha);
+    const int64_t size   = ws->flow->size;
+    const double  constant = (double)size * log((double)squash);
+    int64_t       r, i;
     for (r = begin; r < end; r++) {
-        fo_real *x   = fo__state(ws, r);
-        double   sum = 0;
-        for (i = 0; i < size; i += n) {
-            n = FO__MIN(FO__CHUNK, size - i);
-            kern->scale(n, -1, x + i, w);
-            kern->softplus(n, w, v); /* -log v */
-            kern->softplus(n, x + i, w); /* -log(1-v) */
-            sum += kern->sum(n, v) + kern->sum(n, w);
-            kern->sigmoid(n, x + i, v);
-            for (j = 0; j < n; j++)
-                x[i + j] = (fo_real)0.5 + (v[j] - (fo_real)0.5) / squash;
-        }
-        fo__logdet(ws, layer)[r] = -(double)size * log((double)squash) - sum;
+        double sum = way == FO__ENCODE ? constant : -constant;
+        for (i = 0; i < size; i += FO__CHUNK)
+            sum += fo__logit_part(ws->fo->kernels, way, squash, FO__MIN(FO__CHUNK, size - i),
+                                  fo__state(ws, r) + i);
+        fo__logdet(ws, layer)[r] = sum;
     }
-}
-
-static void fo__logit_encode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__logit_encode_rows);
-}
-
-static void fo__logit_decode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__logit_decode_rows);
 }
 
 /* ---- standardize: y = (x - mean)/std, logdet = -sum log std ---------------------------------- */
@@ -5577,8 +5510,8 @@ static fo_result fo__standardize_setup(fo_flow *flow, fo__layer *layer) {
     return layer->measured < 0 ? flow->fo->failed : FO_OK;
 }
 
-static void fo__standardize_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end,
-                                 int decode) {
+static void fo__standardize_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                                 int64_t end) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo_real   *mean = ws->flow->buffer_values + l->mean;
     const fo_real   *std  = ws->flow->buffer_values + l->std;
@@ -5589,25 +5522,9 @@ static void fo__standardize_rows(fo_workspace *ws, int layer, int64_t begin, int
     for (r = begin; r < end; r++) {
         fo_real *x = fo__state(ws, r);
         for (i = 0; i < size; i++)
-            x[i] = decode ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
-        fo__logdet(ws, layer)[r] = decode ? sum : -sum;
+            x[i] = way == FO__DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
+        fo__logdet(ws, layer)[r] = way == FO__DECODE ? sum : -sum;
     }
-}
-
-static void fo__standardize_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__standardize_rows(ws, layer, begin, end, 0);
-}
-
-static void fo__standardize_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__standardize_rows(ws, layer, begin, end, 1);
-}
-
-static void fo__standardize_encode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__standardize_encode_rows);
-}
-
-static void fo__standardize_decode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__standardize_decode_rows);
 }
 
 /* ---- coupling: y = (x+t) exp(s), s = scale tanh(raw); additive: y = x+t ------------------------
@@ -5691,10 +5608,12 @@ static fo_real fo__coupling_scale(const fo_workspace *ws, const fo__layer *l, in
     return l->scale_v >= 0 && ws->values[l->scale_v + k] < 0 ? -scale : scale;
 }
 
-static void fo__coupling_gather(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+static void fo__coupling_gather(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                                int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     int64_t          r;
     int              j;
+    (void)way;
     for (r = begin; r < end; r++) {
         const fo_real *state = fo__state(ws, r);
         fo_real       *x     = ws->slots[layer].x->data + r * l->n_in;
@@ -5703,134 +5622,13 @@ static void fo__coupling_gather(fo_workspace *ws, int layer, int64_t begin, int6
     }
 }
 
-/* s = scale tanh(raw) of m changed elements; the tanh stays in `th` for the gradient. */
-static double fo__coupling_s(const fo_workspace *ws, const fo__layer *l, const fo_real *out, int j,
-                             int m, fo_real *th, fo_real *s) {
-    int i;
-    for (i = 0; i < m; i++)
-        th[i] = out[l->s_at[j + i]];
-    ws->fo->kernels->tanh(m, th, th);
-    for (i = 0; i < m; i++)
-        s[i] = fo__coupling_scale(ws, l, l->scale_at[j + i]) * th[i];
-    return ws->fo->kernels->sum(m, s);
-}
-
-static void fo__coupling_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    fo_real         *save = ws->slots[layer].save;
-    fo_real          th[FO__CHUNK], s[FO__CHUNK];
-    int              i, j, m, n = l->n_change;
-    int64_t          r;
-    for (r = begin; r < end; r++) {
-        const fo_real *out = ws->slots[layer].out->data + r * l->n_out;
-        fo_real       *x   = fo__state(ws, r);
-        double         sum = 0;
-        for (j = 0; j < n; j += m) {
-            m = FO__MIN(FO__CHUNK, n - j);
-            if (l->kind.affine) {
-                sum += fo__coupling_s(ws, l, out, j, m, th, s);
-                ws->fo->kernels->exp(m, s, s);
-            }
-            for (i = 0; i < m; i++) {
-                fo_real *at = &x[l->change_at[j + i]], t = out[l->t_at[j + i]];
-                if (save)
-                    save[r * n + j + i] = *at;
-                *at = l->kind.affine ? (*at + t) * s[i] : *at + t;
-            }
-        }
-        fo__logdet(ws, layer)[r] = sum;
-    }
-}
-
-static void fo__coupling_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    fo_real          th[FO__CHUNK], s[FO__CHUNK];
-    int              i, j, m, n = l->n_change;
-    int64_t          r;
-    for (r = begin; r < end; r++) {
-        const fo_real *out = ws->slots[layer].out->data + r * l->n_out;
-        fo_real       *x   = fo__state(ws, r);
-        double         sum = 0;
-        for (j = 0; j < n; j += m) {
-            m = FO__MIN(FO__CHUNK, n - j);
-            if (l->kind.affine) {
-                sum += fo__coupling_s(ws, l, out, j, m, th, s);
-                ws->fo->kernels->scale(m, -1, s, s);
-                ws->fo->kernels->exp(m, s, s);
-            }
-            for (i = 0; i < m; i++) {
-                fo_real *at = &x[l->change_at[j + i]];
-                *at = (l->kind.affine ? *at * s[i] : *at) - out[l->t_at[j + i]];
-            }
-        }
-        fo__logdet(ws, layer)[r] = -sum;
-    }
-}
-
-/* The st-network of the layer, on what the state holds now. */
-static void fo__coupling_net(fo_workspace *ws, int layer, int again) {
-    fo_norm *norm = fo_tape_norm(ws->slots[layer].tape);
-    *norm       = ws->norm;
-    norm->again = again;
-    norm->rows  = ws->rows;
-    fo__rows(ws, layer, fo__coupling_gather);
-    fo_forward(ws->slots[layer].tape);
-}
-
-static void fo__coupling_encode(fo_workspace *ws, int layer) {
-    fo__coupling_net(ws, layer, 0);
-    fo__rows(ws, layer, fo__coupling_encode_rows);
-}
-
-static void fo__coupling_decode(fo_workspace *ws, int layer) {
-    fo__coupling_net(ws, layer, 1);
-    fo__rows(ws, layer, fo__coupling_decode_rows);
-}
-
-/* With dy = dLoss/dy and c = dLoss/d(logdet) of this row:
-     dx = dy exp(s), dt = dx, ds = dy y + c  (y = (x+t) exp(s), logdet = sum of s)
-     d raw = ds scale (1 - tanh^2), d scale = sum of ds tanh
-   The state goes back from y to the saved x. */
-static void fo__coupling_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    fo_real          th[FO__CHUNK], s[FO__CHUNK];
-    int              i, j, m, n = l->n_change, affine = l->kind.affine;
-    int64_t          r;
-    for (r = begin; r < end; r++) {
-        const fo_real *out  = slot->out->data + r * l->n_out;
-        fo_real       *dout = slot->out->grad + r * l->n_out, c = (fo_real)ws->dlogdet[r];
-        fo_real       *y = fo__state(ws, r), *dy = ws->dstate + r * ws->flow->size;
-        fo_real       *dscale = ws->partial + r * l->n_scale;
-        memset(dscale, 0, (size_t)(affine ? l->n_scale : 0) * sizeof *dscale);
-        if (l->image) /* outputs for elements that do not change */
-            memset(dout, 0, (size_t)l->n_out * sizeof *dout);
-        for (j = 0; j < n; j += m) {
-            m = FO__MIN(FO__CHUNK, n - j);
-            if (affine) {
-                fo__coupling_s(ws, l, out, j, m, th, s);
-                ws->fo->kernels->exp(m, s, s);
-            }
-            for (i = 0; i < m; i++) {
-                int at = l->change_at[j + i];
-                if (affine) {
-                    fo_real ds = dy[at] * y[at] + c;
-                    int     k  = l->scale_at[j + i];
-                    dout[l->s_at[j + i]] = ds * fo__coupling_scale(ws, l, k) * (1 - th[i] * th[i]);
-                    dscale[k] += ds * th[i];
-                    dy[at] *= s[i];
-                }
-                dout[l->t_at[j + i]] = dy[at];
-                y[at]                = slot->save[r * n + j + i];
-            }
-        }
-    }
-}
-
-static void fo__coupling_scatter(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+/* The gradient of what it conditions on. */
+static void fo__coupling_scatter(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                                 int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     int64_t          r;
     int              j;
+    (void)way;
     for (r = begin; r < end; r++) {
         fo_real       *dstate = ws->dstate + r * ws->flow->size;
         const fo_real *dx     = ws->slots[layer].x->grad + r * l->n_in;
@@ -5840,14 +5638,107 @@ static void fo__coupling_scatter(fo_workspace *ws, int layer, int64_t begin, int
     }
 }
 
-static void fo__coupling_backward(fo_workspace *ws, int layer) {
+/* m changed elements: exp(s), or exp(-s) for decoding, with s = scale tanh(raw); the tanh stays in
+   `th` for the gradient. Returns the sum of s. */
+static double fo__coupling_exp_s(const fo_workspace *ws, const fo__layer *l, const fo_real *out,
+                                 fo__way way, int j, int m, fo_real *th, fo_real *s) {
+    double sum;
+    int    i;
+    for (i = 0; i < m; i++)
+        th[i] = out[l->s_at[j + i]];
+    ws->fo->kernels->tanh(m, th, th);
+    for (i = 0; i < m; i++)
+        s[i] = fo__coupling_scale(ws, l, l->scale_at[j + i]) * th[i];
+    sum = ws->fo->kernels->sum(m, s);
+    if (way == FO__DECODE)
+        ws->fo->kernels->scale(m, -1, s, s);
+    ws->fo->kernels->exp(m, s, s);
+    return sum;
+}
+
+/* Backward of m changed elements, with dy = dLoss/dy and c = dLoss/d(logdet) of this row:
+     dx = dy exp(s), dt = dx, ds = dy y + c  (y = (x+t) exp(s), logdet = sum of s)
+     d raw = ds scale (1 - tanh^2), d scale = sum of ds tanh
+   The state goes back from y to the saved x. */
+static void fo__coupling_undo(fo_workspace *ws, int layer, int64_t row, int j, int m,
+                              const fo_real *th, const fo_real *s) {
+    const fo__layer *l    = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    fo_real         *dout = slot->out->grad + row * l->n_out, c = (fo_real)ws->dlogdet[row];
+    fo_real         *y = fo__state(ws, row), *dy = ws->dstate + row * ws->flow->size;
+    fo_real         *dscale = ws->partial + row * l->n_scale;
+    int              i;
+    for (i = 0; i < m; i++) {
+        int at = l->change_at[j + i];
+        if (l->kind.affine) {
+            fo_real ds = dy[at] * y[at] + c;
+            int     k  = l->scale_at[j + i];
+            dout[l->s_at[j + i]] = ds * fo__coupling_scale(ws, l, k) * (1 - th[i] * th[i]);
+            dscale[k] += ds * th[i];
+            dy[at] *= s[i];
+        }
+        dout[l->t_at[j + i]] = dy[at];
+        y[at]                = slot->save[row * l->n_change + j + i];
+    }
+}
+
+static void fo__coupling_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                              int64_t end) {
+    const fo__layer *l    = &ws->flow->layers[layer];
+    const fo__slot  *slot = &ws->slots[layer];
+    fo_real          th[FO__CHUNK], s[FO__CHUNK];
+    int              i, j, m, n = l->n_change, affine = l->kind.affine;
+    int64_t          r;
+    for (r = begin; r < end; r++) {
+        const fo_real *out = slot->out->data + r * l->n_out;
+        fo_real       *x   = fo__state(ws, r);
+        double         sum = 0;
+        if (way == FO__BACKWARD && affine)
+            memset(ws->partial + r * l->n_scale, 0, (size_t)l->n_scale * sizeof *x);
+        if (way == FO__BACKWARD && l->image) /* outputs for elements that do not change */
+            memset(slot->out->grad + r * l->n_out, 0, (size_t)l->n_out * sizeof *x);
+        for (j = 0; j < n; j += m) {
+            m = FO__MIN(FO__CHUNK, n - j);
+            if (affine)
+                sum += fo__coupling_exp_s(ws, l, out, way, j, m, th, s);
+            if (way == FO__BACKWARD)
+                fo__coupling_undo(ws, layer, r, j, m, th, s);
+            for (i = 0; i < m && way == FO__ENCODE; i++) {
+                fo_real *at = &x[l->change_at[j + i]], t = out[l->t_at[j + i]];
+                if (slot->save)
+                    slot->save[r * n + j + i] = *at;
+                *at = affine ? (*at + t) * s[i] : *at + t;
+            }
+            for (i = 0; i < m && way == FO__DECODE; i++) {
+                fo_real *at = &x[l->change_at[j + i]];
+                *at = (affine ? *at * s[i] : *at) - out[l->t_at[j + i]];
+            }
+        }
+        if (way != FO__BACKWARD)
+            fo__logdet(ws, layer)[r] = way == FO__ENCODE ? sum : -sum;
+    }
+}
+
+/* The st-network of the layer, on what the state holds now: what it conditions on is there in
+   every way through the layer. */
+static void fo__coupling_before(fo_workspace *ws, int layer, fo__way way) {
+    fo_norm *norm = fo_tape_norm(ws->slots[layer].tape);
+    if (way == FO__BACKWARD && !ws->slots[layer].again)
+        return;
+    *norm       = ws->norm;
+    norm->again = way != FO__ENCODE;
+    norm->rows  = ws->rows;
+    fo__rows(ws, layer, way, fo__coupling_gather);
+    fo_forward(ws->slots[layer].tape);
+}
+
+static void fo__coupling_after(fo_workspace *ws, int layer, fo__way way) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
     int64_t          r, rest = (ws->batch - ws->rows) * (int64_t)l->n_out;
     int              k;
-    if (slot->again) /* what it conditions on is still in the state */
-        fo__coupling_net(ws, layer, 1);
-    fo__rows(ws, layer, fo__coupling_backward_rows);
+    if (way != FO__BACKWARD)
+        return;
     memset(slot->out->grad + ws->rows * l->n_out, 0, (size_t)rest * sizeof(fo_real));
     for (k = 0; k < l->n_scale && l->kind.affine; k++) {
         double sum = 0;
@@ -5861,11 +5752,12 @@ static void fo__coupling_backward(fo_workspace *ws, int layer) {
     }
     fo_backward(slot->tape, slot->out, NULL);
     if (slot->x->grad)
-        fo__rows(ws, layer, fo__coupling_scatter);
+        fo__rows(ws, layer, way, fo__coupling_scatter);
 }
 
-static void fo__no_logdet(fo_workspace *ws, int layer) {
-    memset(fo__logdet(ws, layer), 0, (size_t)ws->rows * sizeof(double));
+static void fo__no_logdet(fo_workspace *ws, int layer, fo__way way) {
+    if (way != FO__BACKWARD)
+        memset(fo__logdet(ws, layer), 0, (size_t)ws->rows * sizeof(double));
 }
 
 /* Sum of dLoss/d(logdet) over the rows. */
@@ -5927,44 +5819,18 @@ static fo_result fo__place_setup(fo_flow *flow, fo__layer *layer) {
     return FO_OK;
 }
 
-/* to[i] = row[from[i]], or back: row[from[i]] = to[i]. */
-static void fo__place_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end, fo_real *rows,
-                           int back) {
+/* The state, and going backward its gradient too: to[i] = row[from[i]], or back. */
+static void fo__place_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
     const int *from = ws->flow->layers[layer].from;
-    int64_t    r, i, n = fo_shape_count(ws->flow->layers[layer].shape);
-    for (r = begin; r < end; r++) {
-        fo_real *row = rows + r * ws->flow->size, *other = ws->spare + r * ws->flow->size;
-        for (i = 0; i < n; i++)
-            other[back ? from[i] : i] = row[back ? i : from[i]];
-        memcpy(row, other, (size_t)n * sizeof *row);
-    }
-}
-
-static void fo__place_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__place_rows(ws, layer, begin, end, ws->state, 0);
-}
-
-static void fo__place_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__place_rows(ws, layer, begin, end, ws->state, 1);
-}
-
-static void fo__place_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__place_rows(ws, layer, begin, end, ws->state, 1);
-    fo__place_rows(ws, layer, begin, end, ws->dstate, 1);
-}
-
-static void fo__place_encode(fo_workspace *ws, int layer) {
-    fo__no_logdet(ws, layer);
-    fo__rows(ws, layer, fo__place_encode_rows);
-}
-
-static void fo__place_decode(fo_workspace *ws, int layer) {
-    fo__no_logdet(ws, layer);
-    fo__rows(ws, layer, fo__place_decode_rows);
-}
-
-static void fo__place_backward(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__place_backward_rows);
+    int64_t    r, i, n = fo_shape_count(ws->flow->layers[layer].shape), size = ws->flow->size;
+    int        pass, back = way != FO__ENCODE;
+    for (r = begin; r < end; r++)
+        for (pass = 0; pass < (way == FO__BACKWARD ? 2 : 1); pass++) {
+            fo_real *row = (pass ? ws->dstate : ws->state) + r * size, *to = ws->spare + r * size;
+            for (i = 0; i < n; i++)
+                to[back ? from[i] : i] = row[back ? i : from[i]];
+            memcpy(row, to, (size_t)n * sizeof *row);
+        }
 }
 
 /* ---- split: the second half of the channels is latent from here on (multi-scale) --------------
@@ -5979,9 +5845,6 @@ static fo_result fo__split_setup(fo_flow *flow, fo__layer *layer) {
     return FO_OK;
 }
 
-static void fo__split_encode(fo_workspace *ws, int layer) { fo__no_logdet(ws, layer); }
-static void fo__split_backward(fo_workspace *ws, int layer) { (void)ws, (void)layer; }
-
 /* ---- actnorm: y = (x + bias) exp(log_scale) per channel, logdet = H W sum(log_scale) ----------
 
    Kingma & Dhariwal 2018. Measured on the first batch so that every channel starts with mean 0 and
@@ -5994,33 +5857,34 @@ static fo_result fo__actnorm_setup(fo_flow *flow, fo__layer *layer) {
     return layer->measured < 0 ? flow->fo->failed : FO_OK;
 }
 
-static void fo__actnorm_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end, int decode) {
+/* dx = dy exp(s) */
+static void fo__actnorm_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                             int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
-    fo_real         *bias = ws->values + l->bias, *scale = ws->values + l->scale;
+    const fo_real   *bias = ws->values + l->bias, *scale = ws->values + l->scale;
+    fo_real         *save = ws->slots[layer].save;
     int64_t          r, i, n = l->shape.h * l->shape.w, size = n * l->shape.c;
     double           sum = 0;
     int              c;
     for (c = 0; c < l->shape.c; c++)
         sum += (double)n * (double)scale[c];
     for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r);
-        if (ws->slots[layer].save)
-            memcpy(ws->slots[layer].save + r * size, x, (size_t)size * sizeof *x);
+        fo_real *x = fo__state(ws, r), *dy = way == FO__BACKWARD ? ws->dstate + r * ws->flow->size
+                                                                 : NULL;
+        if (save && way == FO__ENCODE)
+            memcpy(save + r * size, x, (size_t)size * sizeof *x);
+        if (way == FO__BACKWARD)
+            memcpy(x, save + r * size, (size_t)size * sizeof *x);
+        else
+            fo__logdet(ws, layer)[r] = way == FO__ENCODE ? sum : -sum;
         for (c = 0; c < l->shape.c; c++) {
-            fo_real e = (fo_real)exp(decode ? -(double)scale[c] : (double)scale[c]);
-            for (i = 0; i < n; i++, x++)
-                *x = decode ? *x * e - bias[c] : (*x + bias[c]) * e;
+            fo_real e = (fo_real)exp(way == FO__DECODE ? -(double)scale[c] : (double)scale[c]);
+            if (dy)
+                ws->fo->kernels->scale(n, e, dy + c * n, dy + c * n);
+            for (i = c * n; i < (c + 1) * n && !dy; i++)
+                x[i] = way == FO__DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
         }
-        fo__logdet(ws, layer)[r] = decode ? -sum : sum;
     }
-}
-
-static void fo__actnorm_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__actnorm_rows(ws, layer, begin, end, 0);
-}
-
-static void fo__actnorm_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    fo__actnorm_rows(ws, layer, begin, end, 1);
 }
 
 /* Mean and standard deviation of channel c over the rows that are in the state. */
@@ -6044,33 +5908,22 @@ static void fo__actnorm_measure(fo_workspace *ws, const fo__layer *l) {
     ws->flow->buffer_values[l->measured] = 1;
 }
 
-static void fo__actnorm_encode(fo_workspace *ws, int layer) {
+/* dbias = sum of dx, ds = sum of dy y + c H W rows */
+static void fo__actnorm_before(fo_workspace *ws, int layer, fo__way way) {
     const fo__layer *l = &ws->flow->layers[layer];
-    if (ws->norm.mode == FO_NORM_TRAIN && ws->flow->buffer_values[l->measured] == 0)
-        fo__actnorm_measure(ws, l);
-    fo__rows(ws, layer, fo__actnorm_encode_rows);
-}
-
-static void fo__actnorm_decode(fo_workspace *ws, int layer) {
-    fo__rows(ws, layer, fo__actnorm_decode_rows);
-}
-
-/* dx = dy exp(s), dbias = sum of dx, ds = sum of dy y + c H W rows */
-static void fo__actnorm_backward(fo_workspace *ws, int layer) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int64_t          r, n = l->shape.h * l->shape.w, size = n * l->shape.c;
+    int64_t          r, n = l->shape.h * l->shape.w;
     int              c;
-    for (c = 0; c < l->shape.c; c++) {
-        fo_real e  = (fo_real)exp((double)ws->values[l->scale + c]);
-        double  ds = fo__dlogdet_sum(ws) * (double)n, db = 0;
+    if (way == FO__ENCODE && ws->norm.mode == FO_NORM_TRAIN &&
+        ws->flow->buffer_values[l->measured] == 0)
+        fo__actnorm_measure(ws, l);
+    for (c = 0; c < l->shape.c && way == FO__BACKWARD; c++) {
+        double ds = fo__dlogdet_sum(ws) * (double)n, db = 0;
         for (r = 0; r < ws->rows; r++) {
-            fo_real *y = fo__state(ws, r) + c * n, *dy = ws->dstate + r * ws->flow->size + c * n;
-            ds += ws->fo->kernels->dot(n, dy, y);
-            ws->fo->kernels->scale(n, e, dy, dy);
+            const fo_real *dy = ws->dstate + r * ws->flow->size + c * n;
+            ds += ws->fo->kernels->dot(n, dy, fo__state(ws, r) + c * n);
             db += ws->fo->kernels->sum(n, dy);
-            memcpy(y, ws->slots[layer].save + r * size + c * n, (size_t)n * sizeof *y);
         }
-        ws->grads[l->bias + c]  = (fo_real)db;
+        ws->grads[l->bias + c]  = (fo_real)(db * exp((double)ws->values[l->scale + c]));
         ws->grads[l->scale + c] = (fo_real)ds;
     }
 }
@@ -6237,50 +6090,25 @@ static void fo__conv1x1_apply(fo_workspace *ws, const fo__layer *l, const double
                                   spare + i * pixels, row + o * pixels);
 }
 
-static void fo__conv1x1_encode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+static void fo__conv1x1_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+                             int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
-    int64_t          r, size = fo_shape_count(l->shape);
+    const double    *w = slot->matrix + (way == FO__DECODE ? l->shape.c * l->shape.c : 0);
+    int64_t          r, size = fo_shape_count(l->shape), width = ws->flow->size;
     for (r = begin; r < end; r++) {
-        if (slot->save)
-            memcpy(slot->save + r * size, fo__state(ws, r), (size_t)size * sizeof(fo_real));
-        fo__conv1x1_apply(ws, l, slot->matrix, 0, fo__state(ws, r), ws->spare + r * ws->flow->size);
+        fo_real *x = fo__state(ws, r), *spare = ws->spare + r * width;
+        if (slot->save && way == FO__ENCODE)
+            memcpy(slot->save + r * size, x, (size_t)size * sizeof *x);
+        if (way == FO__BACKWARD)
+            memcpy(x, slot->save + r * size, (size_t)size * sizeof *x);
+        fo__conv1x1_apply(ws, l, w, way == FO__BACKWARD,
+                          way == FO__BACKWARD ? ws->dstate + r * width : x, spare);
     }
 }
-
-static void fo__conv1x1_decode_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int64_t          r;
-    for (r = begin; r < end; r++)
-        fo__conv1x1_apply(ws, l, ws->slots[layer].matrix + l->shape.c * l->shape.c, 0,
-                          fo__state(ws, r), ws->spare + r * ws->flow->size);
-}
-
-static void fo__conv1x1_backward_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    int64_t          r, size = fo_shape_count(l->shape);
-    for (r = begin; r < end; r++) {
-        fo__conv1x1_apply(ws, l, slot->matrix, 1, ws->dstate + r * ws->flow->size,
-                          ws->spare + r * ws->flow->size);
-        memcpy(fo__state(ws, r), slot->save + r * size, (size_t)size * sizeof(fo_real));
-    }
-}
-
-static void fo__conv1x1_run(fo_workspace *ws, int layer, int decode) {
-    const fo__layer *l      = &ws->flow->layers[layer];
-    double           logdet = fo__conv1x1_matrix(ws, layer) * l->shape.h * l->shape.w;
-    int64_t          r;
-    for (r = 0; r < ws->rows; r++)
-        fo__logdet(ws, layer)[r] = decode ? -logdet : logdet;
-    fo__rows(ws, layer, decode ? fo__conv1x1_decode_rows : fo__conv1x1_encode_rows);
-}
-
-static void fo__conv1x1_encode(fo_workspace *ws, int layer) { fo__conv1x1_run(ws, layer, 0); }
-static void fo__conv1x1_decode(fo_workspace *ws, int layer) { fo__conv1x1_run(ws, layer, 1); }
 
 /* dW = sum of dy x^T + c H W rows W^-T; with lu=1 through the product of the factors. */
-static void fo__conv1x1_backward(fo_workspace *ws, int layer) {
+static void fo__conv1x1_gradient(fo_workspace *ws, int layer) {
     const fo__layer *l = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
     int              n = l->shape.c, i, j, k;
@@ -6313,34 +6141,43 @@ static void fo__conv1x1_backward(fo_workspace *ws, int layer) {
             if (i == j)
                 ws->grads[l->scale + i] = (fo_real)(du * upper[i * n + i] + c);
         }
-    fo__rows(ws, layer, fo__conv1x1_backward_rows);
 }
 
-/* Name, settings, has_mask, affine, saves, then what it does. */
+static void fo__conv1x1_before(fo_workspace *ws, int layer, fo__way way) {
+    const fo_shape shape = ws->flow->layers[layer].shape;
+    double         logdet;
+    int64_t        r;
+    if (way == FO__BACKWARD) {
+        fo__conv1x1_gradient(ws, layer);
+        return;
+    }
+    logdet = fo__conv1x1_matrix(ws, layer) * shape.h * shape.w;
+    for (r = 0; r < ws->rows; r++)
+        fo__logdet(ws, layer)[r] = way == FO__ENCODE ? logdet : -logdet;
+}
+
+/* Name, settings, has_mask, affine, front, learns; setup, init, before, rows, after. */
 static fo__layer_kind fo__layer_kind_of(const char *name) {
     const fo__layer_kind kinds[] = {
-    {"dequantize", "", 0, 0, 0, fo__dequantize_setup, fo__dequantize_encode, fo__dequantize_decode,
-     NULL, NULL},
-    {"logit", "alpha", 0, 0, 0, fo__logit_setup, fo__logit_encode, fo__logit_decode, NULL, NULL},
-    {"standardize", "", 0, 0, 0, fo__standardize_setup, fo__standardize_encode,
-     fo__standardize_decode, NULL, NULL},
-    {"coupling", "net", 1, 1, 1, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
-     fo__coupling_backward, NULL},
-    {"additive", "net", 1, 0, 1, fo__coupling_setup, fo__coupling_encode, fo__coupling_decode,
-     fo__coupling_backward, NULL},
-    {"squeeze", "order", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
-     fo__place_backward, NULL},
-    {"unsqueeze", "order", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
-     fo__place_backward, NULL},
-    {"permute", "seed", 0, 0, 0, fo__place_setup, fo__place_encode, fo__place_decode,
-     fo__place_backward, NULL},
-    {"split", "", 0, 0, 0, fo__split_setup, fo__split_encode, fo__split_encode, fo__split_backward,
-     NULL},
-    {"actnorm", "", 0, 0, 1, fo__actnorm_setup, fo__actnorm_encode, fo__actnorm_decode,
-     fo__actnorm_backward, NULL},
-    {"conv1x1", "lu", 0, 0, 1, fo__conv1x1_setup, fo__conv1x1_encode, fo__conv1x1_decode,
-     fo__conv1x1_backward, fo__conv1x1_init},
-        {NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL}};
+        {"dequantize", "", 0, 0, 1, 0, fo__dequantize_setup, NULL, NULL, fo__dequantize_rows, NULL},
+        {"logit", "alpha", 0, 0, 1, 0, fo__logit_setup, NULL, NULL, fo__logit_rows, NULL},
+        {"standardize", "", 0, 0, 1, 0, fo__standardize_setup, NULL, NULL, fo__standardize_rows,
+         NULL},
+        {"coupling", "net", 1, 1, 0, 1, fo__coupling_setup, NULL, fo__coupling_before,
+         fo__coupling_rows, fo__coupling_after},
+        {"additive", "net", 1, 0, 0, 1, fo__coupling_setup, NULL, fo__coupling_before,
+         fo__coupling_rows, fo__coupling_after},
+        {"squeeze", "order", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows,
+         NULL},
+        {"unsqueeze", "order", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows,
+         NULL},
+        {"permute", "seed", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows, NULL},
+        {"split", "", 0, 0, 0, 0, fo__split_setup, NULL, fo__no_logdet, NULL, NULL},
+        {"actnorm", "", 0, 0, 0, 1, fo__actnorm_setup, NULL, fo__actnorm_before, fo__actnorm_rows,
+         NULL},
+        {"conv1x1", "lu", 0, 0, 0, 1, fo__conv1x1_setup, fo__conv1x1_init, fo__conv1x1_before,
+         fo__conv1x1_rows, NULL},
+        {NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL}};
     size_t k = 0;
     while (kinds[k].name && strcmp(kinds[k].name, name) != 0)
         k++;
@@ -6540,6 +6377,7 @@ static fo_result fo__net_resolve(fo_flow *flow, fo_net *net) {
 static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
     fo__layer *layers, *layer;
     fo_tensor *x, *out;
+    int        i;
     if (flow == NULL)
         return FO_ERR_ARGUMENT;
     if (flow->ready)
@@ -6561,6 +6399,10 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
         if (layer->mask.kind == NULL || fo__net_resolve(flow, &layer->net) != FO_OK)
             return flow->fo->failed;
     }
+    for (i = 0; i < flow->n_layers && layer->kind.front; i++)
+        if (layers[i].kind.learns)
+            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that learns",
+                            layer->kind.name);
     if (layer->kind.setup(flow, layer) != FO_OK)
         return flow->fo->failed;
     if (layer->kind.has_mask) {
@@ -7044,14 +6886,14 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
                 return FO_ERR_MEMORY;
             scratch = FO__MAX(scratch, slot->tape->scratch_size);
         }
-        if (l->kind.saves && ws->train)
+        if (l->kind.learns && ws->train)
             slot->save = (fo_real *)fo__arena_alloc(
                 &ws->arena, fo__times(ws->batch * (l->map ? (int64_t)l->n_change
                                                          : fo_shape_count(l->shape)),
                                       sizeof(fo_real)));
         if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
-        learns |= l->kind.saves;
+        learns |= l->kind.learns;
     }
     ws->scratch = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(scratch + 1, sizeof(fo_real)));
     return ws->scratch ? fo__workspace_kept(ws, budget_mb, scratch) : FO_ERR_MEMORY;
@@ -7125,18 +6967,18 @@ static fo_result fo__check_data(fo_context *fo, const fo_flow *flow, const fo_da
     return FO_OK;
 }
 
-static void fo__load_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+static void fo__load_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
     int64_t r;
-    (void)layer;
+    (void)layer, (void)way;
     for (r = begin; r < end; r++)
         fo__data_rows(ws->negative && r >= ws->positive ? ws->negative : ws->data, ws->sample[r],
                       fo__state(ws, r));
 }
 
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
-static void fo__base_rows(fo_workspace *ws, int layer, int64_t begin, int64_t end) {
+static void fo__base_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
     int64_t r, size = ws->flow->size;
-    (void)layer;
+    (void)layer, (void)way;
     for (r = begin; r < end; r++)
         ws->terms[r] = -0.5 * ws->fo->kernels->sumsq(size, fo__state(ws, r)) -
                        0.5 * (double)size * log(6.283185307179586);
@@ -7156,12 +6998,12 @@ static fo_result fo__find_nan(fo_workspace *ws) {
     fo_shape       s;
     int64_t        r, i;
     int            layer;
-    fo__rows(ws, -1, fo__load_rows);
+    fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
     for (layer = -1; layer < flow->n_layers; layer++) {
         const char *text = layer < 0 ? "input" : flow->layers[layer].text;
         s                = layer < 0 ? flow->shape : flow->layers[layer].shape;
         if (layer >= 0)
-            flow->layers[layer].kind.encode(ws, layer);
+            fo__pass(ws, layer, FO__ENCODE);
         for (r = 0; r < ws->rows; r++) {
             double logdet = layer < 0 ? 0 : fo__logdet(ws, layer)[r];
             for (i = 0; i < flow->size; i++) {
@@ -7186,10 +7028,10 @@ static fo_result fo__find_nan(fo_workspace *ws) {
 /* x -> z for ws->rows samples: terms and state are the result. */
 static fo_result fo__encode(fo_workspace *ws) {
     int i;
-    fo__rows(ws, -1, fo__load_rows);
+    fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
     for (i = 0; i < ws->flow->n_layers && ws->fo->failed == FO_OK; i++)
-        ws->flow->layers[i].kind.encode(ws, i);
-    fo__rows(ws, -1, fo__base_rows);
+        fo__pass(ws, i, FO__ENCODE);
+    fo__rows(ws, -1, FO__ENCODE, fo__base_rows);
     return ws->fo->failed;
 }
 
@@ -7281,7 +7123,7 @@ static fo_result fo__decode(fo_workspace *ws, fo_real *x, double *logdet) {
     int64_t r, i, size = ws->flow->size;
     int     k;
     for (k = ws->flow->n_layers - 1; k >= 0 && ws->fo->failed == FO_OK; k--)
-        ws->flow->layers[k].kind.decode(ws, k);
+        fo__pass(ws, k, FO__DECODE);
     memcpy(x, ws->state, (size_t)(ws->rows * size) * sizeof *x);
     for (r = 0; r < ws->rows && logdet; r++)
         for (k = 0, logdet[r] = 0; k < ws->flow->n_layers; k++)
@@ -7488,9 +7330,11 @@ static fo_result fo__train_backward(fo_workspace *ws) {
     int     i;
     for (r = 0; r < ws->rows; r++)
         ws->fo->kernels->scale(n, (fo_real)-ws->dlogdet[r], fo__state(ws, r), ws->dstate + r * n);
-    for (i = ws->flow->n_layers - 1; i >= 0 && ws->fo->failed == FO_OK; i--)
-        if (ws->flow->layers[i].kind.backward)
-            ws->flow->layers[i].kind.backward(ws, i);
+    for (i = ws->flow->n_layers - 1; i >= 0 && ws->fo->failed == FO_OK; i--) {
+        if (ws->flow->layers[i].kind.front)
+            break;
+        fo__pass(ws, i, FO__BACKWARD);
+    }
     return ws->fo->failed;
 }
 
@@ -7659,9 +7503,9 @@ static fo_result fo__measure_standardize(fo__trainer *tr, int layer) {
         ws->rows = FO__MIN(ws->batch, tr->count - done);
         for (r = 0; r < ws->rows; r++)
             ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = done + r);
-        fo__rows(ws, -1, fo__load_rows);
+        fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
         for (k = 0; k < layer; k++)
-            flow->layers[k].kind.encode(ws, k);
+            fo__pass(ws, k, FO__ENCODE);
         for (r = 0; r < ws->rows; r++)
             for (i = 0; i < n; i++) {
                 double x = (double)fo__state(ws, r)[i];

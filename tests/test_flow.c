@@ -367,6 +367,7 @@ static void test_bad_text(void) {
         {"input 4\nlogit alpha=nan\n", {"alpha", "between 0 and 0.5"}},
         {"input 4\nlogit alpha=x\n", {"line 2", "'alpha=x'"}},
         {"input 4\nlogit\ndequantize\n", {"dequantize", "first"}},
+        {"input 4\ncoupling mask=halves:0\nlogit\n", {"logit", "before every layer that learns"}},
         {"input 4\ncoupling mask=spiral:0\n", {"'spiral'", "not known"}},
         {"input 4\ncoupling mask=cycle:0\n", {"cycle", "changes 0"}},
         {"input 4\ncoupling\n", {"mask", ""}},
@@ -675,7 +676,7 @@ static void test_scores(void) {
     fo_workspace *ws   = fo_workspace_create(fo, flow, 4);
     double        lp[10], score[10], latent[10], terms[10 * 16];
     fo_real       sample[4 * 24];
-    int           i, n, columns = 1 + fo_flow_layers(flow);
+    int           i, columns = 1 + fo_flow_layers(flow);
     uint64_t      before = fo_memory(fo).allocations;
     CHECK(fo_log_prob(ws, data, 0, 10, 0, lp) == FO_OK);
     CHECK(fo_log_prob_terms(ws, data, 0, 10, 0, terms) == FO_OK);
