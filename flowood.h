@@ -943,6 +943,14 @@ static void *fo__arena_alloc(fo__arena *arena, size_t size) {
     return at;
 }
 
+static fo_real *fo__reals(fo__arena *arena, int64_t count) {
+    return (fo_real *)fo__arena_alloc(arena, fo__times(count + 1, sizeof(fo_real)));
+}
+
+static double *fo__doubles(fo__arena *arena, int64_t count) {
+    return (double *)fo__arena_alloc(arena, fo__times(count + 1, sizeof(double)));
+}
+
 static void fo__arena_free(fo__arena *arena) {
     fo__arena_chunk *chunk = arena->chunks, *next;
     fo_context      *fo    = arena->fo; /* the arena itself may live in its own first chunk */
@@ -3517,9 +3525,7 @@ fo_result fo_tape_plan(fo_tape *tape, int train) {
         return tape->fo->failed;
     params  = (tape->own.size + 15) / 16 * 16;
     buffers = (tape->own_buffers.size + 15) / 16 * 16;
-    block  = (fo_real *)fo__arena_alloc(
-        &tape->arena, fo__times(2 * params + buffers + tape->kept_size + tape->scratch_size + 16,
-                                sizeof *block));
+    block   = fo__reals(&tape->arena, 2 * params + buffers + tape->kept_size + tape->scratch_size);
     if (block == NULL) {
         tape->planned = 0;
         return FO_ERR_MEMORY;
@@ -3898,7 +3904,7 @@ static void fo__linear_backward(const fo_tensor *out, int64_t begin, int64_t end
     }
 }
 
-/* ---- gather: one index list for every row; scatter and slice are gathers ---------------------- */
+/* ---- gather: one index list for every row; scatter and slice are gathers --------------------- */
 
 static const int *fo__indices(const fo_tensor *out) { return (const int *)out->args + 1; }
 
@@ -6297,54 +6303,49 @@ static void fo__print_double(char *text, size_t size, double x, int digits) {
             *comma = '.';
 }
 
-/* " name=value" for a setting that differs from its default. */
-static size_t fo__write_setting(char *text, size_t size, size_t at, const char *name, int value,
-                                int usual) {
-    if (value == usual)
-        return at;
-    return at + (size_t)snprintf(text + at, size - at, " %s=%d", name, value);
-}
+/* Settings that are whole numbers: name, layers with these keys know it, field, usual value. */
+#define FO__SETTINGS(X)                                                                            \
+    X(hidden, "net", net.hidden, 0)                                                                \
+    X(channels, "net", net.channels, 0)                                                            \
+    X(blocks, "net", net.blocks, 0)                                                                \
+    X(depth, "net", net.depth, 1)                                                                  \
+    X(bottleneck, "net", net.bottleneck, 0)                                                        \
+    X(neck, "net", net.neck, 0)                                                                    \
+    X(skip, "net", net.no_skip, 0)                                                                 \
+    X(lu, "lu", lu, 0)                                                                             \
+    X(seed, "seed", seed, 0)                                                                       \
+    X(reverse, "seed", reverse, 0)
 
-static size_t fo__write_net(const fo_net *net, char *text, size_t size, size_t at) {
-    int usual_blocks = net->channels && strcmp(net->kind, "resnet") ? 2 : 0;
-    at += (size_t)snprintf(text + at, size - at, " net=%s", net->kind);
-    at = fo__write_setting(text, size, at, "hidden", net->hidden, 0);
-    at = fo__write_setting(text, size, at, "channels", net->channels, 0);
-    at = fo__write_setting(text, size, at, "blocks", net->blocks, usual_blocks);
-    at = fo__write_setting(text, size, at, "depth", net->depth, 1);
-    at = fo__write_setting(text, size, at, "bottleneck", net->bottleneck, 0);
-    at = fo__write_setting(text, size, at, "neck", net->neck, 0);
-    at = fo__write_setting(text, size, at, "skip", !net->no_skip, 1);
-    if (net->act)
-        at += (size_t)snprintf(text + at, size - at, " act=%s", net->act);
-    return at;
-}
-
+/* The line of a layer: what it is, and the settings that differ from the usual. */
 static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
-    int64_t n    = fo_shape_count(l->shape);
-    size_t  map  = l->map && strcmp(l->mask.kind, "map") == 0 ? fo__map_text(l->map, n, NULL) : 0;
-    size_t  size = 400 + map, at;
-    char   *text = (char *)fo__arena_alloc(&flow->arena, size), number[40];
+    const int64_t n    = fo_shape_count(l->shape);
+    const size_t  map  = l->map && strcmp(l->mask.kind, "map") == 0 ? fo__map_text(l->map, n, NULL)
+                                                                    : 0;
+    const size_t  size = 400 + map;
+    size_t        at;
+    char         *text = (char *)fo__arena_alloc(&flow->arena, size), number[40];
     if (text == NULL)
         return FO_ERR_MEMORY;
     at = (size_t)snprintf(text, size, "%s", l->kind.name);
     fo__print_double(number, sizeof number, l->alpha, 9);
     if (strcmp(l->kind.keys, "alpha") == 0)
-        snprintf(text + at, size - at, " alpha=%s", number);
-    if (strcmp(l->kind.keys, "order") == 0 && l->alt)
-        snprintf(text + at, size - at, " order=alt");
-    if (strcmp(l->kind.keys, "seed") == 0)
-        snprintf(text + at, size - at, l->reverse ? " reverse=1" : " seed=%d", l->seed);
-    if (strcmp(l->kind.keys, "lu") == 0)
-        fo__write_setting(text, size, at, "lu", l->lu, 0);
+        at += (size_t)snprintf(text + at, size - at, " alpha=%s", number);
+    if (l->alt)
+        at += (size_t)snprintf(text + at, size - at, " order=alt");
     if (l->kind.has_mask) {
         at += (size_t)snprintf(text + at, size - at, " mask=%s:", l->mask.kind);
-        if (map)
-            at += fo__map_text(l->map, n, text + at);
-        else
-            at += (size_t)snprintf(text + at, size - at, "%d", l->mask.phase);
-        fo__write_net(&l->net, text, size, at);
+        at += map ? fo__map_text(l->map, n, text + at)
+                  : (size_t)snprintf(text + at, size - at, "%d", l->mask.phase);
+        at += (size_t)snprintf(text + at, size - at, " net=%s", l->net.kind);
     }
+#define FO__WRITE(name, owner, field, usual)                                                       \
+    if (strcmp(l->kind.keys, owner) == 0 && l->field != usual)                                     \
+        at += (size_t)snprintf(text + at, size - at, " " #name "=%d",                              \
+                               strcmp(#name, "skip") ? l->field : !l->field);
+    FO__SETTINGS(FO__WRITE)
+#undef FO__WRITE
+    if (l->net.act)
+        snprintf(text + at, size - at, " act=%s", l->net.act);
     l->text = text;
     return FO_OK;
 }
@@ -6356,10 +6357,10 @@ static fo_result fo__net_resolve(fo_flow *flow, fo_net *net) {
                                                              : NULL;
     if (net->kind == NULL || fo__net_find(flow->fo, net->kind, &kind) != FO_OK)
         return flow->fo->failed;
-    if (kind.image) {
+    if (kind.image)
         net->channels = net->channels ? net->channels : 32;
-        net->blocks   = net->blocks ? net->blocks : 2;
-    }
+    if (strcmp(net->kind, "resnet") == 0)
+        net->blocks = net->blocks ? net->blocks : 2;
     net->hidden = net->hidden || kind.image ? net->hidden : 512;
     net->depth  = net->depth ? net->depth : 1;
     if (net->hidden < 0 || net->hidden > 1 << 16 || net->depth < 1 || net->depth > 64 ||
@@ -6401,8 +6402,8 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
     }
     for (i = 0; i < flow->n_layers && layer->kind.front; i++)
         if (layers[i].kind.learns)
-            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that learns",
-                            layer->kind.name);
+            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that "
+                            "learns", layer->kind.name);
     if (layer->kind.setup(flow, layer) != FO_OK)
         return flow->fo->failed;
     if (layer->kind.has_mask) {
@@ -6505,19 +6506,6 @@ static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *run
     return at == size ? FO_OK : fo__line_fail(line, "the map is too short:", "mask=map");
 }
 
-/* Settings that are whole numbers: name, which layers know it, field. */
-#define FO__SETTINGS(X)                                                                            \
-    X(hidden, "net", net.hidden)                                                                   \
-    X(depth, "net", net.depth)                                                                     \
-    X(bottleneck, "net", net.bottleneck)                                                           \
-    X(channels, "net", net.channels)                                                               \
-    X(blocks, "net", net.blocks)                                                                   \
-    X(neck, "net", net.neck)                                                                       \
-    X(skip, "net", net.no_skip)                                                                    \
-    X(lu, "lu", lu)                                                                                \
-    X(seed, "seed", seed)                                                                          \
-    X(reverse, "seed", reverse)
-
 static fo_result fo__parse_word(fo__line *line, fo_flow *flow, char *word) {
     fo__layer *l     = &line->layer;
     char      *value = strchr(word, '='), *colon;
@@ -6542,7 +6530,7 @@ static fo_result fo__parse_word(fo__line *line, fo_flow *flow, char *word) {
     } else if (strcmp(word, "order") == 0 && strcmp(l->kind.keys, word) == 0) {
         l->alt = strcmp(value, "alt") == 0;
         ok     = l->alt;
-#define FO__SETTING(name, owner, field)                                                            \
+#define FO__SETTING(name, owner, field, usual)                                                     \
     } else if (strcmp(word, #name) == 0 && strcmp(l->kind.keys, owner) == 0) {                    \
         ok = fo__parse_int(value, &l->field);
         FO__SETTINGS(FO__SETTING)
@@ -6793,10 +6781,8 @@ static fo_result fo__flow_ready(fo_flow *flow) {
     if (flow->broken || flow->n_layers == 0)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "the flow has no layers, or one of them could "
                         "not be added");
-    flow->values = (fo_real *)fo__arena_alloc(&flow->arena, fo__times(flow->params.size + 1,
-                                                                      sizeof(fo_real)));
-    flow->buffer_values = (fo_real *)fo__arena_alloc(
-        &flow->arena, fo__times(flow->buffers.size + 1, sizeof(fo_real)));
+    flow->values        = fo__reals(&flow->arena, flow->params.size);
+    flow->buffer_values = fo__reals(&flow->arena, flow->buffers.size);
     if (flow->values == NULL || flow->buffer_values == NULL)
         return FO_ERR_MEMORY;
     fo__params_init(&flow->params, flow->fo->desc.seed, flow->values);
@@ -6848,8 +6834,7 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
             shared = FO__MAX(shared, (double)ws->slots[i].tape->kept_size);
         }
     if (budget_mb > 0 && kept > budget) {
-        block = (fo_real *)fo__arena_alloc(&ws->arena, fo__times((int64_t)shared + 1,
-                                                                 sizeof *block));
+        block = fo__reals(&ws->arena, (int64_t)shared);
         if (block == NULL)
             return FO_ERR_MEMORY;
     }
@@ -6860,8 +6845,7 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
         slot->again = block && kept + shared > budget;
         if (slot->again)
             kept -= (double)slot->tape->kept_size;
-        slot->kept = slot->again ? block : (fo_real *)fo__arena_alloc(
-            &ws->arena, fo__times(slot->tape->kept_size + 1, sizeof *block));
+        slot->kept = slot->again ? block : fo__reals(&ws->arena, slot->tape->kept_size);
         if (slot->kept == NULL)
             return FO_ERR_MEMORY;
     }
@@ -6877,8 +6861,7 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
         const fo__layer *l    = &flow->layers[i];
         int64_t          n    = l->shape.c;
         if (l->kind.init) /* conv1x1 */
-            slot->matrix = (double *)fo__arena_alloc(&ws->arena, fo__times(3 * n * n,
-                                                                           sizeof(double)));
+            slot->matrix = fo__doubles(&ws->arena, 3 * n * n);
         if (l->kind.has_mask) {
             slot->tape = fo__layer_tape(ws->fo, flow, i, ws->batch, ws->train && learns, &slot->x,
                                         &slot->out);
@@ -6887,15 +6870,13 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
             scratch = FO__MAX(scratch, slot->tape->scratch_size);
         }
         if (l->kind.learns && ws->train)
-            slot->save = (fo_real *)fo__arena_alloc(
-                &ws->arena, fo__times(ws->batch * (l->map ? (int64_t)l->n_change
-                                                         : fo_shape_count(l->shape)),
-                                      sizeof(fo_real)));
+            slot->save = fo__reals(&ws->arena, ws->batch * (l->map ? (int64_t)l->n_change
+                                                                   : fo_shape_count(l->shape)));
         if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
         learns |= l->kind.learns;
     }
-    ws->scratch = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(scratch + 1, sizeof(fo_real)));
+    ws->scratch = fo__reals(&ws->arena, scratch);
     return ws->scratch ? fo__workspace_kept(ws, budget_mb, scratch) : FO_ERR_MEMORY;
 }
 
@@ -6918,21 +6899,17 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     ws->n_slots = flow->n_layers;
     ws->slots  = (fo__slot *)fo__arena_alloc(&ws->arena,
                                              fo__times(flow->n_layers, sizeof *ws->slots));
-    ws->spare  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n, sizeof(fo_real)));
-    ws->state  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n, sizeof(fo_real)));
-    ws->terms  = (double *)fo__arena_alloc(
-        &ws->arena, fo__times((int64_t)batch * (1 + flow->n_layers), sizeof(double)));
+    ws->spare  = fo__reals(&ws->arena, batch * n);
+    ws->state  = fo__reals(&ws->arena, batch * n);
+    ws->terms  = fo__doubles(&ws->arena, batch * (1 + (int64_t)flow->n_layers));
     ws->sample = (int64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(int64_t)));
     ws->noise  = (uint64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(uint64_t)));
     ws->norm.mode = train ? FO_NORM_TRAIN : FO_NORM_RUNNING;
     if (train) {
-        ws->dlogdet = (double *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(double)));
-        ws->dstate  = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * n,
-                                                                       sizeof(fo_real)));
-        ws->partial = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(batch * scales,
-                                                                       sizeof(fo_real)));
-        ws->grads   = (fo_real *)fo__arena_alloc(&ws->arena, fo__times(flow->params.size + 1,
-                                                                       sizeof(fo_real)));
+        ws->dlogdet = fo__doubles(&ws->arena, batch);
+        ws->dstate  = fo__reals(&ws->arena, batch * n);
+        ws->partial = fo__reals(&ws->arena, batch * scales);
+        ws->grads   = fo__reals(&ws->arena, flow->params.size);
     }
     if (fo->failed || fo__workspace_tapes(ws, budget_mb) != FO_OK) {
         fo_workspace_free(ws);
@@ -7550,16 +7527,14 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
         tr->has_gains |= flow->params.list[i].init.kind == FO_INIT_ROW_NORMS;
     tr->ws->seed  = tr->desc.seed;
     tr->order     = (int *)fo__arena_alloc(&tr->ws->arena, fo__times(tr->count, sizeof(int)));
-    tr->partial   = (double *)fo__arena_alloc(&tr->ws->arena, fo__times(fo__blocks(flow) + 1,
-                                                                        sizeof(double)));
+    tr->partial   = fo__doubles(&tr->ws->arena, fo__blocks(flow));
     if (flow->train.m == NULL) {
-        fo_real *both = (fo_real *)fo__arena_alloc(&flow->arena, fo__times(2 * n + 2,
-                                                                           sizeof(fo_real)));
+        fo_real *both = fo__reals(&flow->arena, 2 * n);
         flow->train.v = both ? both + n : NULL;
         flow->train.m = both;
     }
     if (tr->desc.ema > 0 && flow->train.ema == NULL) {
-        fo_real *ema = (fo_real *)fo__arena_alloc(&flow->arena, fo__times(n + 1, sizeof(fo_real)));
+        fo_real *ema = fo__reals(&flow->arena, n);
         if (ema)
             memcpy(ema, flow->values, (size_t)n * sizeof *ema);
         flow->train.ema = ema;
@@ -7920,8 +7895,7 @@ static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const 
         flow->train.step = flow->train.seen = flow->train.skipped = state = 0;
     for (i = 2; i < FO__SAVED_BLOCKS; i++)
         if (i < 4 ? state : ema) {
-            *block[i].at = (fo_real *)fo__arena_alloc(&flow->arena,
-                                                      fo__times(n + 1, sizeof(fo_real)));
+            *block[i].at = fo__reals(&flow->arena, n);
             if (*block[i].at == NULL)
                 return FO_ERR_MEMORY;
             fo__block_read(flow->fo, archive, path, &block[i]);
