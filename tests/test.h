@@ -32,12 +32,104 @@ static int test_end(void) {
     return test_failed ? 1 : 0;
 }
 
-#ifdef FLOWOOD_H /* included before: tests of the kernels go through every path of this CPU */
-/* The table for this path, as fo_open would choose it. */
-static const fo__kernels *picked(fo_simd simd) {
+#ifdef FLOWOOD_H /* included before: what tests of the library share */
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
+#define IS_DOUBLE (sizeof(fo_real) == 8)
+#define REAL_TYPE (IS_DOUBLE ? FO_F64 : FO_F32)
+#define BYTES(n) ((size_t)(n) * sizeof(fo_real))
+/* A file of one test program: programs of both precisions may run side by side. */
+#define FILE_NAME(name) (IS_DOUBLE ? "build/test_" name "_d.safetensors"                           \
+                                   : "build/test_" name "_f.safetensors")
+
+/* The table of kernels for this path, as fo_open would choose it. */
+static inline const fo__kernels *picked(fo_simd simd) {
     static fo__kernels table[FO_SIMD_AVX512 + 1];
     fo__pick_kernels(simd, &table[simd]);
     return &table[simd];
+}
+
+static inline fo_context *open_with(uint64_t seed, fo_simd simd, int threads) {
+    fo_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.seed = seed, desc.simd = simd, desc.threads = threads;
+    return fo_open(&desc);
+}
+
+static inline fo_shape shape_of(int c, int h, int w) {
+    fo_shape s;
+    s.c = c, s.h = h, s.w = w;
+    return s;
+}
+
+/* An allocator that remembers sizes, fills what it gives with rubbish, and fails once. */
+typedef struct heap { int64_t calls, live, bytes, wrong, fail_at; } heap;
+
+static inline void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
+    heap   *h  = (heap *)user;
+    size_t *at = ptr ? (size_t *)ptr - 2 : NULL;
+    h->wrong += (at ? at[0] : 0) != old_size;
+    if (new_size && ++h->calls == h->fail_at)
+        return NULL;
+    h->live += (new_size != 0) - (at != NULL);
+    h->bytes += (int64_t)new_size - (int64_t)old_size;
+    if (new_size == 0) {
+        free(at);
+        return NULL;
+    }
+    at = (size_t *)realloc(at, new_size + 16);
+    if (ptr == NULL)
+        memset(at, 0xA5, new_size + 16);
+    at[0] = new_size;
+    return at + 2;
+}
+
+/* One stage of a life on such an allocator: the first error stays in `worst`. `forgiving`: errors
+   are cleared after every call, so that later calls get to work on what the failed ones left. */
+#define STAGE(call)                                                                                \
+    do {                                                                                           \
+        call;                                                                                      \
+        worst = worst ? worst : fo_failed(fo);                                                     \
+        if (forgiving)                                                                             \
+            fo_clear_error(fo);                                                                    \
+    } while (0)
+
+/* Lives as often as it allocates, failing another allocation each time: out of memory must be all
+   that happens, nothing may be lost, and the file it may leave at `path` must be a whole flow. */
+static inline void test_every_allocation(fo_result (*life)(heap *h, const char *path,
+                                                           int forgiving), const char *path) {
+    int forgiving;
+    for (forgiving = 0; forgiving < 2; forgiving++) {
+        int64_t n = 0;
+        int     done = 0;
+        while (!done && n++ < 3000) {
+            heap      h;
+            fo_result result;
+            FILE     *file;
+            memset(&h, 0, sizeof h);
+            h.fail_at = n;
+            remove(path);
+            result = life(&h, path, forgiving);
+            done   = h.calls < n;
+            if (h.live || h.wrong || result != (done ? FO_OK : FO_ERR_MEMORY))
+                printf("allocation %d failed: result %s, %d blocks left, %d wrong sizes\n", (int)n,
+                       fo_result_name(result), (int)h.live, (int)h.wrong);
+            CHECK(h.live == 0 && h.wrong == 0);
+            CHECK(result == (done ? FO_OK : FO_ERR_MEMORY));
+            if ((file = fopen(path, "rb")) != NULL) {
+                fo_context *fo = open_with(0, FO_SIMD_AUTO, 1);
+                fclose(file);
+                CHECK(fo_load_flow(fo, path) != NULL);
+                if (fo_failed(fo))
+                    printf("allocation %d, forgiving %d: %s\n", (int)n, forgiving, fo_error(fo));
+                fo_close(fo);
+            }
+        }
+        CHECK(n > 30 && done);
+    }
+    remove(path);
 }
 #endif
 #endif

@@ -3,34 +3,7 @@
 #include "flowood.h"
 #include "test.h"
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-#define IS_DOUBLE (sizeof(fo_real) == 8)
 static const double eps = IS_DOUBLE ? 2.3e-16 : 1.2e-7; /* one unit in the last place of 1 */
-
-/* ---- the funnel: an allocator that remembers sizes and can fail ------------------------------ */
-
-typedef struct heap { int64_t calls, live, bytes, wrong, fail_at; } heap;
-
-static void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
-    heap   *h  = (heap *)user;
-    size_t *at = ptr ? (size_t *)ptr - 2 : NULL;
-    h->wrong += (at ? at[0] : 0) != old_size;
-    if (new_size && ++h->calls == h->fail_at)
-        return NULL;
-    if (at) {
-        h->live--, h->bytes -= (int64_t)at[0];
-        if (new_size == 0)
-            free(at);
-    }
-    if (new_size == 0)
-        return NULL;
-    at = (size_t *)realloc(at, new_size + 16);
-    if (ptr == NULL)
-        memset(at, 0xA5, new_size + 16);
-    at[0] = new_size;
-    h->live++, h->bytes += (int64_t)new_size;
-    return at + 2;
-}
 
 static int         errors_seen;
 static fo_result   error_code;

@@ -3,23 +3,6 @@
 #include "flowood.h"
 #include "test.h"
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-#define IS_DOUBLE (sizeof(fo_real) == 8)
-#define REAL_TYPE (IS_DOUBLE ? FO_F64 : FO_F32)
-
-static fo_context *open_with(uint64_t seed, fo_simd simd, int threads) {
-    fo_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.seed = seed, desc.simd = simd, desc.threads = threads;
-    return fo_open(&desc);
-}
-
-static fo_shape shape_of(int c, int h, int w) {
-    fo_shape s;
-    s.c = c, s.h = h, s.w = w;
-    return s;
-}
-
 #define REFUSED(call, say)                                                                         \
     do {                                                                                           \
         CHECK((call) != FO_OK);                                                                    \
@@ -315,7 +298,7 @@ static void test_text(void) {
         {"input 3\nlogit alpha=1e-06\ncoupling mask=alternating:1 net=branches hidden=5 act=relu",
          "input 3\nlogit alpha=1e-06\n"
          "coupling mask=alternating:1 net=branches hidden=5 act=relu\n"}};
-    static const fo_net_kind branches = {"branches", build_branches};
+    static const fo_net_kind branches = {"branches", build_branches, 0};
     int i;
     for (i = 0; i < COUNT(texts); i++) {
         fo_context *fo = fo_open(NULL);
@@ -379,7 +362,8 @@ static void test_bad_text(void) {
         {"input 4\ncoupling mask=halves:0 net=wide hidden=2\n", {"[1,5]", "[1,4] is needed"}},
         {"input 4\ncoupling mask=halves:0 net=nothing hidden=2\n", {"nothing", "built"}},
         {"input 300x300x300\n", {"300x300x300", "2^24"}}};
-    static const fo_net_kind wide = {"wide", build_too_wide}, nothing = {"nothing", build_nothing};
+    static const fo_net_kind wide = {"wide", build_too_wide, 0},
+                             nothing = {"nothing", build_nothing, 0};
     int i, j;
     for (i = 0; i < COUNT(bad); i++) {
         fo_context *fo = fo_open(NULL);
@@ -397,7 +381,8 @@ static void test_bad_text(void) {
 /* What the API refuses, and that it stays usable or quietly useless afterwards. */
 static void test_misuse(void) {
     static const unsigned char pixels[2 * 4] = {0, 1, 2, 3, 4, 5, 6, 7};
-    static const fo_net_kind   no_name = {"a b", build_nothing}, no_build = {"x", NULL};
+    static const fo_net_kind   no_name  = {"a b", build_nothing, 0},
+                               no_build = {"x", NULL, 0};
     fo_context   *fo   = fo_open(NULL);
     fo_flow      *flow = fo_flow_create(fo, shape_of(1, 2, 2));
     fo_data      *data = fo_data_view(fo, pixels, FO_U8, 2, shape_of(1, 2, 2)), *other;
@@ -478,7 +463,7 @@ static fo_data *make_data(fo_context *fo, const fo_flow *flow, samples *s, int c
 }
 
 static void test_check(void) {
-    static const fo_net_kind branches = {"branches", build_branches};
+    static const fo_net_kind branches = {"branches", build_branches, 0};
     static samples           s;
     int                      i;
     for (i = 0; i < COUNT(flows); i++) {
@@ -523,7 +508,7 @@ static fo_tensor *build_lie(fo_tape *tape, fo_tensor *x, int outputs, const fo_n
 
 /* fo_check finds what is wrong with a flow. */
 static void test_check_finds(void) {
-    static const fo_net_kind lie = {"lie", build_lie};
+    static const fo_net_kind lie = {"lie", build_lie, 0};
     static samples           s;
     fo_context     *fo = fo_open(NULL);
     fo_check_report r;

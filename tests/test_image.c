@@ -4,26 +4,6 @@
 #include "flowood.h"
 #include "test.h"
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-#define IS_DOUBLE (sizeof(fo_real) == 8)
-#define REAL_TYPE (IS_DOUBLE ? FO_F64 : FO_F32)
-#define FILE_NAME(name) (IS_DOUBLE ? "build/test_image_" name "_d.safetensors"                     \
-                                   : "build/test_image_" name "_f.safetensors")
-#define BYTES(n) ((size_t)(n) * sizeof(fo_real))
-
-static fo_context *open_with(uint64_t seed, fo_simd simd, int threads) {
-    fo_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.seed = seed, desc.simd = simd, desc.threads = threads;
-    return fo_open(&desc);
-}
-
-static fo_shape shape_of(int c, int h, int w) {
-    fo_shape s;
-    s.c = c, s.h = h, s.w = w;
-    return s;
-}
-
 /* Smooth pictures with some noise on them: something to learn. */
 static unsigned char pixels[1 << 16];
 static fo_data *make_data(fo_context *fo, int count, fo_shape shape) {
@@ -711,7 +691,7 @@ static void test_negative(void) {
 /* ---- actnorm: measured on the first batch, once ---------------------------------------------- */
 
 static void test_actnorm(void) {
-    const char     *path = "tests/golden/image_actnorm.safetensors", *saved = FILE_NAME("actnorm");
+    const char     *path = "tests/golden/image_actnorm.safetensors", *saved = FILE_NAME("image_actnorm");
     const double    tolerance = IS_DOUBLE ? 1e-10 : 3e-5;
     fo_context     *fo   = open_with(1, FO_SIMD_AUTO, 1);
     fo_archive     *a    = fo_archive_open(fo, path);
@@ -1169,7 +1149,7 @@ static int on_gradients(void *user, fo_real *grad, int64_t count) {
 
 /* No step allocates; four steps, a checkpoint and four more leave the bits of eight steps. */
 static void test_resume(void) {
-    const char   *path = FILE_NAME("resume");
+    const char   *path = FILE_NAME("image_resume");
     fo_real      *base = NULL;
     int           turn;
     for (turn = 0; turn < 2; turn++) {
@@ -1358,24 +1338,6 @@ static void test_nan(void) {
 
 /* ---- every allocation fails once ------------------------------------------------------------- */
 
-typedef struct heap { int64_t calls, live, wrong, fail_at; } heap;
-
-static void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
-    heap   *h  = (heap *)user;
-    size_t *at = ptr ? (size_t *)ptr - 2 : NULL;
-    h->wrong += (at ? at[0] : 0) != old_size;
-    if (new_size && ++h->calls == h->fail_at)
-        return NULL;
-    h->live += (new_size != 0) - (at != NULL);
-    if (new_size == 0) {
-        free(at);
-        return NULL;
-    }
-    at    = (size_t *)realloc(at, new_size + 16);
-    at[0] = new_size;
-    return at + 2;
-}
-
 static fo_result life(heap *h, const char *path, int forgiving) {
     static const char *const text =
         "input 2x4x4\ndequantize\nlogit\nsqueeze\nactnorm; conv1x1; conv1x1 lu=1; permute seed=1\n"
@@ -1392,13 +1354,6 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     fo_result     worst = FO_OK;
     fo_real       out[8 * 32];
     double        score[8];
-#define STAGE(call)                                                                                \
-    do {                                                                                           \
-        call;                                                                                      \
-        worst = worst ? worst : fo_failed(fo);                                                     \
-        if (forgiving)                                                                             \
-            fo_clear_error(fo);                                                                    \
-    } while (0)
     memset(&desc, 0, sizeof desc);
     desc.realloc_fn = heap_realloc, desc.user = h, desc.threads = 1;
     fo = fo_open(&desc);
@@ -1420,30 +1375,6 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     worst = worst ? worst : fo_failed(fo);
     fo_close(fo);
     return worst;
-}
-
-static void test_every_allocation(void) {
-    const char *path = FILE_NAME("life");
-    int         forgiving;
-    for (forgiving = 0; forgiving < 2; forgiving++) {
-        int64_t n = 0;
-        int     done = 0;
-        while (!done && n++ < 3000) {
-            heap      h;
-            fo_result result;
-            memset(&h, 0, sizeof h);
-            h.fail_at = n;
-            result    = life(&h, path, forgiving);
-            done      = h.calls < n;
-            if (h.live || h.wrong || result != (done ? FO_OK : FO_ERR_MEMORY))
-                printf("allocation %d failed: result %s, %d blocks left, %d wrong sizes\n", (int)n,
-                       fo_result_name(result), (int)h.live, (int)h.wrong);
-            CHECK(h.live == 0 && h.wrong == 0);
-            CHECK(result == (done ? FO_OK : FO_ERR_MEMORY));
-        }
-        CHECK(n > 30 && done);
-    }
-    remove(path);
 }
 
 /* A user's image network, of two convolutions. */
@@ -1488,7 +1419,7 @@ int main(void) {
     test_norm_modes();
     test_recalibrate();
     test_nan();
-    test_every_allocation();
+    test_every_allocation(life, FILE_NAME("image_life"));
     test_user_image_net();
     return test_end();
 }

@@ -3,8 +3,6 @@
 #include "flowood.h"
 #include "test.h"
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-#define IS_DOUBLE (sizeof(fo_real) == 8)
 #define ROOM 1024
 
 /* ---- an expression on a tape ----------------------------------------------------------------- */

@@ -3,28 +3,9 @@
 #include "flowood.h"
 #include "test.h"
 
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
-#define IS_DOUBLE (sizeof(fo_real) == 8)
-#define REAL_TYPE (IS_DOUBLE ? FO_F64 : FO_F32)
-#define FILE_NAME(name) (IS_DOUBLE ? "build/test_" name "_d.safetensors"                           \
-                                   : "build/test_" name "_f.safetensors")
-
 static const char *const text = "input 1x4x4\ndequantize\nlogit alpha=0.05\n"
                                 "3* coupling mask=checkerboard:% hidden=12 depth=2\n"
                                 "additive mask=horizontal:1 hidden=5 bottleneck=2 act=tanh\n";
-
-static fo_context *open_with(uint64_t seed, int threads) {
-    fo_desc desc;
-    memset(&desc, 0, sizeof desc);
-    desc.seed = seed, desc.threads = threads;
-    return fo_open(&desc);
-}
-
-static fo_shape shape_of(int c, int h, int w) {
-    fo_shape s;
-    s.c = c, s.h = h, s.w = w;
-    return s;
-}
 
 static unsigned char pixels[64 * 64];
 static fo_data *make_data(fo_context *fo, int count, fo_shape shape) {
@@ -96,7 +77,7 @@ static void test_golden(void) {
     static const char *const recipes[] = {"adam", "adamw", "l2", "clip"};
     int r, i, step;
     for (r = 0; r < COUNT(recipes); r++) {
-        fo_context    *fo   = open_with(123, 1);
+        fo_context    *fo   = open_with(123, FO_SIMD_AUTO, 1);
         fo_archive    *a    = fo_archive_open(fo, "tests/golden/train.safetensors");
         const fo_array *x   = a ? fo_archive_find(a, "x") : NULL;
         fo_flow       *flow = x ? fo_flow_parse(fo, fo_archive_note(a, "flowood.text")) : NULL;
@@ -161,7 +142,7 @@ static void test_resume(void) {
     int         way, f;
     for (f = 0; f < 2; f++)
         for (way = 0; way < 4; way++) {
-            fo_context    *fo   = open_with(5, 1);
+            fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
             fo_flow       *flow = fo_flow_parse(fo, f ? flows[f] : text);
             fo_data       *data = make_data(fo, 50, fo_flow_shape(flow));
             fo_train_desc  d, again;
@@ -236,7 +217,7 @@ static void test_schedules(void) {
     enum { N = 12 };
     int way, k;
     for (way = 0; way < 5; way++) {
-        fo_context *fo   = open_with(5, 1);
+        fo_context *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow    *flow = fo_flow_parse(fo, text);
         fo_data    *data = make_data(fo, 24, fo_flow_shape(flow));
         for (k = 0; k < N; k++) {
@@ -271,7 +252,7 @@ static void test_stops(void) {
                   {3, 0, 1e6, 0, 0, 3}};
     int i;
     for (i = 0; i < COUNT(ways); i++) {
-        fo_context   *fo   = open_with(5, 1);
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow      *flow = fo_flow_parse(fo, text);
         fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
         watch         w;
@@ -296,7 +277,7 @@ static void test_stops(void) {
 
 /* Training learns: the loss falls, and the samples of the data become likelier. */
 static void test_learns(void) {
-    fo_context   *fo   = open_with(5, 1);
+    fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
     fo_flow      *flow = fo_flow_parse(fo, text);
     fo_data      *data = make_data(fo, 64, fo_flow_shape(flow));
     fo_workspace *ws   = fo_workspace_create(fo, flow, 64);
@@ -317,7 +298,7 @@ static void test_learns(void) {
 
 /* The moving average forgets its start faster; scoring uses it, in old workspaces too. */
 static void test_moving_average(void) {
-    fo_context   *fo   = open_with(5, 1);
+    fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
     fo_flow      *flow = fo_flow_parse(fo, text);
     fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
     fo_workspace *ws   = fo_workspace_create(fo, flow, 8);
@@ -355,7 +336,7 @@ static void test_hook(void) {
     int     i;
     int64_t j, n = 0;
     for (i = 0; i < 4; i++) {
-        fo_context   *fo   = open_with(5, 1);
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow      *flow = fo_flow_parse(fo, text);
         fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
         watch         w;
@@ -387,7 +368,7 @@ static void test_clip(void) { /* the first moment is a tenth of the clipped grad
     static const double clip[] = {-1, 0, 1e6, 0.5};
     int i;
     for (i = 0; i < COUNT(clip); i++) {
-        fo_context   *fo   = open_with(5, 1);
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow      *flow = fo_flow_parse(fo, text);
         watch         w;
         fo_train_desc d   = plain(&w, 1, 8);
@@ -417,7 +398,7 @@ static void test_nan(void) {
         rows[i / 6][i % 6] = (fo_real)(0.1 + 0.8 * (double)rows[i / 6][i % 6]);
     }
     for (way = 0; way < 4; way++) { /* a bad sample, then a bad gradient; stop, then skip */
-        fo_context   *fo   = open_with(5, 1);
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow      *flow = fo_flow_parse(fo, "input 6\nlogit\n"
                                                "2* coupling mask=halves:% hidden=5");
         fo_data      *data = fo_data_view(fo, rows, REAL_TYPE, 20, shape_of(6, 1, 1));
@@ -454,7 +435,7 @@ static void test_nan(void) {
 
 static void test_standardize(void) {
     static fo_real rows[100][4];
-    fo_context    *fo   = open_with(5, 1);
+    fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
     fo_flow       *flow = fo_flow_parse(fo, "input 4\nstandardize\n"
                                             "coupling mask=halves:0 hidden=3");
     fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 100, shape_of(4, 1, 1));
@@ -490,7 +471,7 @@ static void test_standardize(void) {
 
 /* Trains four steps; the weights come back in a malloc, the memory it took in *peak. */
 static fo_real *train_once(int threads, double memory_mb, size_t *peak, int64_t *n) {
-    fo_context   *fo   = open_with(5, threads);
+    fo_context   *fo   = open_with(5, FO_SIMD_AUTO, threads);
     fo_flow      *flow = fo_flow_parse(fo, "input 1x8x8\ndequantize\nlogit alpha=0.05\n"
                                            "6* coupling mask=cycle:% hidden=100 depth=2\n"
                                            "additive mask=vertical:0 hidden=80 act=softplus\n");
@@ -529,7 +510,7 @@ static void test_presets(void) {
     int       i;
     CHECK(fo_preset_at(-1).name == NULL && fo_preset_at(0).name != NULL);
     for (i = 0; (p = fo_preset_at(i)).name; i++) {
-        fo_context   *fo    = open_with(5, 1);
+        fo_context   *fo    = open_with(5, FO_SIMD_AUTO, 1);
         int           image = strstr(p.body, "dequantize") != NULL;
         fo_flow      *flow;
         watch         w;
@@ -557,7 +538,7 @@ static void test_bad_descs(void) {
         "warmup=-1", "optimizer", "schedule", "on_nan", "cosine", "step_every", "batch=2000000"};
     int i;
     for (i = 0; i < COUNT(say); i++) {
-        fo_context   *fo   = open_with(5, 1);
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow      *flow = fo_flow_parse(fo, text);
         fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
         watch         w;
@@ -589,7 +570,7 @@ static void test_bad_descs(void) {
         fo_close(fo);
     }
     {
-        fo_context *fo = open_with(5, 1);
+        fo_context *fo = open_with(5, FO_SIMD_AUTO, 1);
         fo_flow    *flow = fo_flow_parse(fo, "input 1x4x4\nlogit\n");
         fo_data    *data = make_data(fo, 20, shape_of(1, 4, 4));
         CHECK(fo_train(flow, data, NULL) == FO_ERR_ARGUMENT && strstr(fo_error(fo), "no coupling"));
@@ -660,7 +641,7 @@ static void test_checkpoints(void) {
         {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0}};
     static fo_real rows[20][4];
     const char    *path = FILE_NAME("good"), *bad = FILE_NAME("bad");
-    fo_context    *fo = open_with(5, 1);
+    fo_context    *fo = open_with(5, FO_SIMD_AUTO, 1);
     fo_flow       *flow = fo_flow_parse(fo, "input 4\nstandardize\n"
                                             "2* coupling mask=halves:% hidden=6\n"), *other;
     fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 20, shape_of(4, 1, 1));
@@ -717,26 +698,7 @@ static void test_checkpoints(void) {
 
 /* ---- every allocation fails once ------------------------------------------------------------- */
 
-typedef struct heap { int64_t calls, live, wrong, fail_at; } heap;
-
-static void *heap_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
-    heap   *h  = (heap *)user;
-    size_t *at = ptr ? (size_t *)ptr - 2 : NULL;
-    h->wrong += (at ? at[0] : 0) != old_size;
-    if (new_size && ++h->calls == h->fail_at)
-        return NULL;
-    h->live += (new_size != 0) - (at != NULL);
-    if (new_size == 0) {
-        free(at);
-        return NULL;
-    }
-    at    = (size_t *)realloc(at, new_size + 16);
-    at[0] = new_size;
-    return at + 2;
-}
-
-/* A whole small life. `forgiving`: errors are cleared after every call, so that later calls get to
-   work on what the failed ones left behind. */
+/* A whole small life. */
 static fo_result life(heap *h, const char *path, int forgiving) {
     static fo_real  rows[12][6], out[12 * 6];
     fo_desc         desc;
@@ -750,13 +712,6 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     fo_result       worst = FO_OK;
     int64_t         dim[2] = {64, 100}; /* too large for a chunk that is already there */
     double          score[12];
-#define STAGE(call)                                                                                \
-    do {                                                                                           \
-        call;                                                                                      \
-        worst = worst ? worst : fo_failed(fo);                                                     \
-        if (forgiving)                                                                             \
-            fo_clear_error(fo);                                                                    \
-    } while (0)
     memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d);
     desc.realloc_fn = heap_realloc, desc.user = h;
     fo = fo_open(&desc);
@@ -790,40 +745,6 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     return worst;
 }
 
-static void test_every_allocation(void) {
-    const char *path = FILE_NAME("life");
-    int         forgiving;
-    for (forgiving = 0; forgiving < 2; forgiving++) {
-        int64_t n = 0;
-        int     done = 0;
-        while (!done && n++ < 2000) {
-            heap      h;
-            fo_result result;
-            FILE     *file;
-            memset(&h, 0, sizeof h);
-            h.fail_at = n;
-            remove(path);
-            result = life(&h, path, forgiving);
-            done   = h.calls < n;
-            if (h.live || h.wrong || result != (done ? FO_OK : FO_ERR_MEMORY))
-                printf("allocation %d failed: result %s, %d blocks left, %d wrong sizes\n", (int)n,
-                       fo_result_name(result), (int)h.live, (int)h.wrong);
-            CHECK(h.live == 0 && h.wrong == 0);
-            CHECK(result == (done ? FO_OK : FO_ERR_MEMORY));
-            if ((file = fopen(path, "rb")) != NULL) { /* then it is whole */
-                fo_context *fo = open_with(0, 1);
-                fclose(file);
-                CHECK(fo_load_flow(fo, path) != NULL);
-                if (fo_failed(fo))
-                    printf("allocation %d, forgiving %d: %s\n", (int)n, forgiving, fo_error(fo));
-                fo_close(fo);
-            }
-        }
-        CHECK(n > 30 && done);
-    }
-    remove(path);
-}
-
 int main(void) {
     test_golden();
     test_resume();
@@ -839,6 +760,6 @@ int main(void) {
     test_presets();
     test_bad_descs();
     test_checkpoints();
-    test_every_allocation();
+    test_every_allocation(life, FILE_NAME("life"));
     return test_end();
 }
