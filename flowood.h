@@ -336,6 +336,7 @@ struct fo_tensor {
         int        is_again;          /* it was made again since the last forward         */
         int64_t    again_at;          /* where it is then; -1: kept, or not needed        */
         fo_real   *first, *again;     /* its data in forward and in backward              */
+        unsigned   zero;              /* in backward, bit i: set in[i]->grad to zero      */
     } plan;
 };
 
@@ -1204,6 +1205,18 @@ static inline int64_t fo__column(int64_t j, int64_t run, int64_t step, int64_t c
     return j < run ? j * col : j / run * step + j % run * col;
 }
 
+/* A 3 x 3 convolution of stride 1 by tiles of 2 x 2 outputs: see fo__tiles_run. Tiles lie in rows of
+   `wide`, of which the last is no tile: so a tile and its neighbours keep their distances over the
+   ends of rows, and all of them are one run of numbers. */
+typedef struct fo__tiles {
+    int64_t in, out;          /* maps */
+    int64_t h, w, oh, ow;     /* pixels of an input and of an output map */
+    int64_t padding;
+    int64_t high, wide;       /* rows of tiles of a map, tiles of a row + 1 */
+    int64_t rows, n;          /* of a block: rows of tiles, and room for its tiles */
+    int64_t plane, frame;     /* of one map: a quarter of its pixels; room for all four */
+} fo__tiles;
+
 /* Normalization of one channel: y = max((x - mean) * gain + shift, floor). */
 typedef struct fo__norm_line { fo_real mean, gain, shift, floor; } fo__norm_line;
 
@@ -1240,6 +1253,12 @@ struct fo__kernels {
     /* dx = (add ? dx : 0) + k[0] dz + k[1] (x - mean) + k[2] */
     void (*norm_grad)(int64_t n, const fo__norm_line *line, const fo_real k[3], int add,
                       const fo_real *x, const fo_real *dy, fo_real *dx);
+    /* One map, tile rows [begin,end): 4 x 4 inputs of each tile to 16 numbers, `step` apart; and 16
+       numbers to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: tiles are not for this path. */
+    void (*tiles_in)(const fo__tiles *g, const fo_real *x, int64_t begin, int64_t end,
+                     fo_real *frame, fo_real *v, int64_t step);
+    void (*tiles_out)(const fo__tiles *g, const fo_real *m, int64_t step, int64_t begin,
+                      int64_t end, fo_real *frame, fo_real bias, int add, fo_real *y);
     /* One step of Adam; decay < 1 makes it AdamW; ema, if any, is a moving average of p. */
     void (*adam)(int64_t n, const fo__adam *o, fo_real *p, const fo_real *g, fo_real *m,
                  fo_real *v, fo_real *ema);
@@ -1279,6 +1298,9 @@ static double FO__(total)(double v) { return v; }
 #define FO__TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define FO__FMA(a, b, c) ((FO__V)_mm512_fmadd_ps(a, b, c))
 #define FO__SQRT(a) ((FO__V)_mm512_maskz_sqrt_ps(0xFFFF, a))
+#define FO__FIRST(left) ((__mmask16)((1u << (left)) - 1))
+#define FO__LOAD_PART(v, p, left) v = (FO__V)_mm512_maskz_loadu_ps(FO__FIRST(left), p)
+#define FO__STORE_PART(v, p, left) _mm512_mask_storeu_ps(p, FO__FIRST(left), (__m512)(v))
 #elif FO__KERNEL_PASS == 4
 #define FO__ISA avx2
 #define FO__W 8
@@ -1302,6 +1324,10 @@ static double FO__(total)(double v) { return v; }
 #define FO__SQRT(a) FO__(sqrt)(a)
 #endif
 #define FO__INLINE FO__TARGET __attribute__((always_inline)) static inline
+#ifndef FO__LOAD_PART
+#define FO__LOAD_PART(v, p, left) memcpy(&(v), p, (size_t)(left) * sizeof *(p))
+#define FO__STORE_PART(v, p, left) memcpy(p, &(v), (size_t)(left) * sizeof *(p))
+#endif
 
 typedef float   FO__V __attribute__((vector_size(4 * FO__W)));
 typedef int32_t FO__I __attribute__((vector_size(4 * FO__W)));
@@ -1311,7 +1337,7 @@ FO__INLINE FO__V FO__(load)(const float *p, int64_t left) {
     if (left >= FO__W)
         memcpy(&v, p, sizeof v);
     else if (left > 0)
-        memcpy(&v, p, (size_t)left * sizeof *p);
+        FO__LOAD_PART(v, p, left);
     return v;
 }
 
@@ -1319,12 +1345,46 @@ FO__INLINE void FO__(store)(float *p, FO__V v, int64_t left) {
     if (left >= FO__W)
         memcpy(p, &v, sizeof v);
     else if (left > 0)
-        memcpy(p, &v, (size_t)left * sizeof *p);
+        FO__STORE_PART(v, p, left);
 }
 
 FO__INLINE FO__V FO__(pick)(FO__I mask, FO__V a, FO__V b) {
     return (FO__V)((mask & (FO__I)a) | (~mask & (FO__I)b));
 }
+/* From two vectors the numbers at even places, at odd places, and the two in turn. */
+#if FO__W == 16
+#define FO__EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define FO__ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define FO__LOWS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define FO__HIGHS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif FO__W == 8
+#define FO__EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#define FO__ODDS 1, 3, 5, 7, 9, 11, 13, 15
+#define FO__LOWS 0, 8, 1, 9, 2, 10, 3, 11
+#define FO__HIGHS 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FO__EVENS 0, 2, 4, 6
+#define FO__ODDS 1, 3, 5, 7
+#define FO__LOWS 0, 4, 1, 5
+#define FO__HIGHS 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define FO__SHUFFLE(name, ...)                                                                     \
+    FO__INLINE FO__V FO__(name)(FO__V a, FO__V b) {                                                \
+        return __builtin_shufflevector(a, b, __VA_ARGS__);                                         \
+    }
+#else
+#define FO__SHUFFLE(name, ...)                                                                     \
+    FO__INLINE FO__V FO__(name)(FO__V a, FO__V b) {                                                \
+        const FO__I at = {__VA_ARGS__};                                                            \
+        return __builtin_shuffle(a, b, at);                                                        \
+    }
+#endif
+FO__SHUFFLE(evens, FO__EVENS)
+FO__SHUFFLE(odds, FO__ODDS)
+FO__SHUFFLE(lows, FO__LOWS)
+FO__SHUFFLE(highs, FO__HIGHS)
+
 #if FO__KERNEL_PASS == 2
 FO__INLINE FO__V FO__(sqrt)(FO__V a) {
     int i;
@@ -1768,6 +1828,103 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 }
 #endif
 
+#if FO__KERNEL_PASS > 1
+/* Lines [begin,end) of a map with zeros around it, begin even, into four planes: by even and odd
+   lines, and of each by even and odd columns. Line y of the map is line y + padding. */
+FO__TARGET static void FO__(tiles_split)(const fo__tiles *g, const float *map, int64_t begin,
+                                         int64_t end, float *frame) {
+    const int64_t p = g->padding, w = g->w, evens = (w + 1) / 2, odds = w / 2;
+    int64_t       r, k, i;
+    for (r = begin; r < end; r++) {
+        float *to   = frame + (r & 1) * 2 * g->plane + (r - begin) / 2 * g->wide;
+        float *even = to + (p & 1) * g->plane, *odd = to + (~p & 1) * g->plane;
+        const int64_t at_even = p / 2, at_odd = (p + 1) / 2;
+        const float  *from    = map + (r - p) * w;
+        if (r < p || r - p >= g->h) {
+            for (i = 0; i < g->wide; i++)
+                even[i] = odd[i] = 0;
+            continue;
+        }
+        for (i = 0; i < at_odd; i++)
+            even[i] = odd[i] = 0;
+        for (k = 0; 2 * k < w; k += FO__W) {
+            FO__V a = FO__LOAD(from + 2 * k, w - 2 * k);
+            FO__V b = FO__LOAD(from + 2 * k + FO__W, w - 2 * k - FO__W);
+            FO__STORE(even + at_even + k, FO__(evens)(a, b), evens - k);
+            FO__STORE(odd + at_odd + k, FO__(odds)(a, b), odds - k);
+        }
+        for (i = at_even + evens; i < g->wide; i++)
+            even[i] = 0;
+        for (i = at_odd + odds; i < g->wide; i++)
+            odd[i] = 0;
+    }
+}
+
+/* v = B^T d B for each tile's d of 4 x 4. */
+FO__TARGET static void FO__(tiles_in)(const fo__tiles *g, const float *x, int64_t begin,
+                                      int64_t end, float *frame, float *v, int64_t step) {
+    const int64_t n = (end - begin) * g->wide;
+    FO__V         d[4][4], t[4][4];
+    int64_t       q;
+    int           i, j;
+    FO__(tiles_split)(g, x, 2 * begin, 2 * end + 2, frame);
+    for (q = 0; q < n; q += FO__W, v += FO__W, frame += FO__W) {
+        FO__EACH(i, 4)
+            FO__EACH(j, 4)
+                d[i][j] = FO__LOAD(frame + ((i & 1) * 2 + (j & 1)) * g->plane +
+                                   (i >> 1) * g->wide + (j >> 1), FO__W);
+        FO__EACH(j, 4) {
+            t[0][j] = d[0][j] - d[2][j];
+            t[1][j] = d[1][j] + d[2][j];
+            t[2][j] = d[2][j] - d[1][j];
+            t[3][j] = d[1][j] - d[3][j];
+        }
+        FO__EACH(i, 4) {
+            FO__STORE(v + (4 * i + 0) * step, t[i][0] - t[i][2], n - q);
+            FO__STORE(v + (4 * i + 1) * step, t[i][1] + t[i][2], n - q);
+            FO__STORE(v + (4 * i + 2) * step, t[i][2] - t[i][1], n - q);
+            FO__STORE(v + (4 * i + 3) * step, t[i][1] - t[i][3], n - q);
+        }
+    }
+}
+
+/* y = A^T m A: 2 x 2 outputs from each tile's 4 x 4 products. */
+FO__TARGET static void FO__(tiles_out)(const fo__tiles *g, const float *m, int64_t step,
+                                       int64_t begin, int64_t end, float *frame, float bias,
+                                       int add, float *y) {
+    const int64_t n = (end - begin) * g->wide, line = g->frame / 2;
+    FO__V         a[4], b[4], out[2];
+    int64_t       q, r, x;
+    int           i, k;
+    for (q = 0; q < n; q += FO__W, m += FO__W) {
+        FO__EACH(i, 4) {
+            const float *at = m + i * step;
+            FO__V m0 = FO__LOAD(at, n - q), m1 = FO__LOAD(at + 4 * step, n - q);
+            FO__V m2 = FO__LOAD(at + 8 * step, n - q), m3 = FO__LOAD(at + 12 * step, n - q);
+            a[i] = m0 + m1 + m2;
+            b[i] = m1 - m2 - m3;
+        }
+        FO__EACH(k, 2) {
+            FO__V *s = k ? b : a;
+            out[0]   = s[0] + s[1] + s[2];
+            out[1]   = s[1] - s[2] - s[3];
+            FO__STORE(frame + k * line + 2 * q, FO__(lows)(out[0], out[1]), FO__W);
+            FO__STORE(frame + k * line + 2 * q + FO__W, FO__(highs)(out[0], out[1]), FO__W);
+        }
+    }
+    for (r = 2 * begin; r < FO__MIN(2 * end, g->oh); r++) {
+        const float *from = frame + (r & 1) * line + (r / 2 - begin) * 2 * g->wide;
+        float       *to   = y + r * g->ow;
+        for (x = 0; x < g->ow; x += FO__W) {
+            FO__V value = FO__LOAD(from + x, FO__W) + bias;
+            if (add)
+                value += FO__LOAD(to + x, g->ow - x);
+            FO__STORE(to + x, value, g->ow - x);
+        }
+    }
+}
+#endif
+
 #define FO__QUOTE2(isa) #isa
 #define FO__QUOTE(isa) FO__QUOTE2(isa)
 static void FO__(kernels)(fo__kernels *out) {
@@ -1781,7 +1938,13 @@ static void FO__(kernels)(fo__kernels *out) {
     FO__(exp), FO__(log), FO__(tanh), FO__(sigmoid), FO__(softplus), FO__(leaky), FO__(scale),
     FO__(axpy), FO__(add), FO__(sub), FO__(mul), FO__(muladd), FO__(tanh_grad), FO__(sigmoid_grad),
     FO__(leaky_grad), FO__(sum), FO__(sumsq), FO__(dot), FO__(moments),
-    FO__(norm), FO__(norm_sums), FO__(norm_grad), FO__(adam)
+    FO__(norm), FO__(norm_sums), FO__(norm_grad),
+#if FO__KERNEL_PASS == 1
+    NULL, NULL,
+#else
+    FO__(tiles_in), FO__(tiles_out),
+#endif
+    FO__(adam)
 };
     *out = table;
 }
@@ -1794,6 +1957,12 @@ static void FO__(kernels)(fo__kernels *out) {
 #undef FO__INLINE
 #undef FO__LOAD
 #undef FO__STORE
+#undef FO__LOAD_PART
+#undef FO__STORE_PART
+#undef FO__EVENS
+#undef FO__ODDS
+#undef FO__LOWS
+#undef FO__HIGHS
 #undef FO__FMA
 #undef FO__PICK
 #undef FO__SQRT
@@ -3544,9 +3713,19 @@ typedef struct fo__op_call {
     void (*run)(const fo_tensor *out, int64_t begin, int64_t end);
 } fo__op_call;
 
+/* In pieces that stay in the first cache, where gradients begin as zeros. */
 static void fo__op_range(void *arg, int64_t begin, int64_t end) {
     const fo__op_call *call = (const fo__op_call *)arg;
-    call->run(call->out, begin, end);
+    const int64_t      most = call->out->plan.zero ? 2048 : end - begin;
+    int64_t            n;
+    int                k;
+    for (; begin < end; begin += n) {
+        n = FO__MIN(most, end - begin);
+        for (k = 0; k < call->out->n_in && call->out->plan.zero; k++)
+            if (call->out->plan.zero >> k & 1)
+                memset(call->out->in[k]->grad + begin, 0, (size_t)n * sizeof(fo_real));
+        call->run(call->out, begin, begin + n);
+    }
 }
 
 static void fo__op_run(const fo_tensor *out,
@@ -3584,7 +3763,7 @@ fo_result fo_forward(fo_tape *tape) {
    written for the first time? */
 static void fo__open_gradients(fo_tensor *t) {
     int k;
-    t->fresh = 0;
+    t->fresh = t->plan.zero = 0;
     for (k = 0; k < t->n_in; k++) {
         fo_tensor *in = t->in[k], *root = in->plan.grad_of, *made = in->plan.data_of;
         if (made->plan.again_at >= 0 && !made->plan.is_again) {
@@ -3597,6 +3776,8 @@ static void fo__open_gradients(fo_tensor *t) {
         root->plan.written = 1;
         if (t->op->flags & FO_SETS_FRESH)
             t->fresh |= 1u << k;
+        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count)
+            t->plan.zero |= 1u << k; /* by whoever runs the range */
         else
             memset(in->grad, 0, (size_t)in->count * sizeof *in->grad);
     }
@@ -3622,6 +3803,7 @@ fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
             fo__open_gradients(t);
             t->scratch = t->plan.work[1];
             fo__op_run(t, t->op->backward);
+            t->plan.zero = 0;
         }
     }
     for (i = 0; i < tape->count; i++) { /* leaves that the loss does not depend on */
@@ -4016,9 +4198,11 @@ typedef struct fo__conv {
     fo_real       *frames; /* one a thread                        */
     fo_real       *dw;     /* [c*kh*kw, o]: dw turned             */
     fo__frame      frame;
+    fo__tiles      tiles;
     fo__product    g;      /* what the products of all samples share */
     const fo_real *from;
     fo_real       *to;
+    int            add;
 } fo__conv;
 
 static int64_t fo__conv_columns(const fo__conv *v) {
@@ -4052,11 +4236,54 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
     }
 }
 
+/* ---- by tiles: Winograd's F(2x2, 3x3) (Lavin and Gray 2016) ------------------------------------
+
+   Four neighbouring outputs of a 3 x 3 convolution take 36 products; y = A^T ((G w G^T) o (B^T d B)) A
+   takes 16, and additions that many outputs share. Over all maps that is 16 matrix products, one a
+   place of the 4 x 4: M[k] = U[k] V[k], of [out,in] and [in,tiles]. Blocks of tiles are as
+   large as keeps V and M in the cache. */
+#define FO__TILES_ROOM 262144 /* numbers of V and M together */
+
+static fo__tiles fo__tiles_of(const fo__conv *v, int to_x) {
+    fo__tiles g;
+    int64_t   blocks;
+    memset(&g, 0, sizeof g);
+    g.in = to_x ? v->o : v->c, g.h = to_x ? v->oh : v->h, g.w = to_x ? v->ow : v->w;
+    g.out = to_x ? v->c : v->o, g.oh = to_x ? v->h : v->oh, g.ow = to_x ? v->w : v->ow;
+    g.padding = to_x ? 2 - v->padding : v->padding;
+    g.high    = (g.oh + 1) / 2;
+    g.wide    = (g.ow + 1) / 2 + 1;
+    g.rows    = FO__MAX(FO__TILES_ROOM / (16 * (g.in + g.out)) / g.wide, 1);
+    if (g.rows < g.high) {
+        blocks = (g.high + g.rows - 1) / g.rows;
+        g.rows = (g.high + blocks - 1) / blocks;
+    } else {
+        g.rows = g.high * FO__MIN(g.rows / g.high, 512 / (g.high * g.wide) + 1);
+    }
+    g.n     = (g.rows * g.wide + 15) / 16 * 16;
+    g.plane = ((FO__MIN(g.rows, g.high) + 1) * g.wide + 2 * FO__SLACK + 15) / 16 * 16;
+    g.frame = 4 * g.plane;
+    return g;
+}
+
+/* Worth it where many maps share the sums. */
+static int fo__conv_is_tiled(const fo__conv *v) {
+    return v->g.kernels->tiles_in && v->kh == 3 && v->kw == 3 && v->stride == 1 &&
+           v->padding <= 2 && v->c >= 8 && v->o >= 8;
+}
+
+static int64_t fo__tiles_scratch(const fo__conv *v) {
+    const fo__tiles a = fo__tiles_of(v, 0), b = fo__tiles_of(v, 1);
+    return 16 * v->c * v->o + v->threads * (FO__MAX(a.frame, b.frame) +
+                                            16 * (v->c + v->o) * FO__MAX(a.n, b.n));
+}
+
 /* Frames, dw and the table, which has the size of the longer of its two uses. */
 static int64_t fo__conv_scratch(const fo__conv *v) {
     const int64_t table = FO__MAX(v->c, v->o) * v->taps * (int64_t)(sizeof(int64_t));
-    return v->threads * v->frame_size + (v->taps * v->c * v->o + 15) / 16 * 16 +
-           table / (int64_t)sizeof(fo_real) + 1;
+    const int64_t size  = v->threads * v->frame_size + (v->taps * v->c * v->o + 15) / 16 * 16 +
+                         table / (int64_t)sizeof(fo_real) + 1;
+    return fo__conv_is_tiled(v) ? FO__MAX(size, fo__tiles_scratch(v)) : size;
 }
 
 /* Copies maps [begin,end) into a frame, whose zeros around and between the pixels stay. */
@@ -4143,6 +4370,81 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
     }
 }
 
+/* U = G w G^T of every pair of maps; towards x the kernel is turned by half a turn. */
+static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
+    const fo_real half = (fo_real)0.5;
+    int64_t       o, c, i;
+    for (o = 0; o < v->o; o++)
+        for (c = 0; c < v->c; c++) {
+            const fo_real *w = v->weight + (o * v->c + c) * 9;
+            fo_real       *to = u + (to_x ? c * v->o + o : o * v->c + c), t[4][3];
+            for (i = 0; i < 3; i++) {
+                const fo_real a = w[to_x ? 8 - i : i], b = w[to_x ? 5 - i : 3 + i];
+                const fo_real d = w[to_x ? 2 - i : 6 + i];
+                t[0][i] = a, t[1][i] = half * (a + b + d), t[2][i] = half * (a - b + d), t[3][i] = d;
+            }
+            for (i = 0; i < 4; i++, to += 4 * v->c * v->o) {
+                to[0]                = t[i][0];
+                to[v->c * v->o]      = half * (t[i][0] + t[i][1] + t[i][2]);
+                to[2 * v->c * v->o]  = half * (t[i][0] - t[i][1] + t[i][2]);
+                to[3 * v->c * v->o]  = t[i][2];
+            }
+        }
+}
+
+/* Tile rows [first,last) of the batch, numbered through all samples, by thread t. */
+static void fo__tiles_block(const fo__conv *v, int64_t t, int64_t first, int64_t last) {
+    const fo__tiles   *g    = &v->tiles;
+    const fo__kernels *kern = v->g.kernels;
+    fo_real *frame = v->frames + 16 * v->c * v->o + t * (g->frame + 16 * (v->c + v->o) * g->n);
+    fo_real *a = frame + g->frame, *m = a + 16 * g->in * g->n;
+    fo__product p = v->g;
+    int64_t     row, end, i, at, b;
+    for (row = first; row < last; row = end) {
+        b = row / g->high, at = (row - first) * g->wide;
+        end = FO__MIN(last, (b + 1) * g->high);
+        for (i = 0; i < g->in; i++)
+            kern->tiles_in(g, v->from + (b * g->in + i) * g->h * g->w, row - b * g->high,
+                           end - b * g->high, frame, a + i * g->n + at, g->in * g->n);
+    }
+    p.m = g->out, p.k = g->in;
+    p.n = FO__MIN(g->n, ((last - first) * g->wide + 15) / 16 * 16);
+    p.a_row = g->in, p.a_col = 1, p.b_row = g->n, p.b_col = 1, p.c_row = g->n;
+    for (i = 0; i < 16; i++) {
+        p.a = v->frames + i * g->out * g->in;
+        p.b = a + i * g->in * g->n;
+        p.c = m + i * g->out * g->n;
+        kern->product(&p, 0, p.m, 0, p.n);
+    }
+    for (row = first; row < last; row = end) {
+        b = row / g->high, at = (row - first) * g->wide;
+        end = FO__MIN(last, (b + 1) * g->high);
+        for (i = 0; i < g->out; i++)
+            kern->tiles_out(g, m + i * g->n + at, g->out * g->n, row - b * g->high,
+                            end - b * g->high, frame, v->bias ? v->bias[i] : 0, v->add,
+                            v->to + (b * g->out + i) * g->oh * g->ow);
+    }
+}
+
+static void fo__tiles_samples(void *arg, int64_t begin, int64_t end) {
+    const fo__conv *v = (const fo__conv *)arg;
+    int64_t         t, row, last;
+    for (t = begin; t < end; t++) {
+        last = v->batch * (t + 1) / v->threads * v->tiles.high;
+        for (row = v->batch * t / v->threads * v->tiles.high; row < last; row += v->tiles.rows)
+            fo__tiles_block(v, t, row, FO__MIN(row + v->tiles.rows, last));
+    }
+}
+
+static void fo__tiles_run(fo__conv *v, const fo_real *from, fo_real *to, int add, int to_x) {
+    v->from  = from;
+    v->to    = to;
+    v->add   = add;
+    v->tiles = fo__tiles_of(v, to_x);
+    fo__tiles_weights(v, to_x, v->frames);
+    fo_parallel_for(v->fo, v->threads, 1, fo__tiles_samples, v);
+}
+
 static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add) {
     v->from = from;
     v->to   = to;
@@ -4158,6 +4460,10 @@ static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add)
 
 /* y = (add ? y : 0) + w * x */
 static void fo__conv_to_y(fo__conv *v, const fo_real *x, fo_real *y, int add) {
+    if (fo__conv_is_tiled(v)) {
+        fo__tiles_run(v, x, y, add, 0);
+        return;
+    }
     fo__conv_views_of_x(v);
     v->g.m = v->o, v->g.n = v->oh * v->ow, v->g.k = v->c * v->taps;
     v->g.a_row = v->g.k, v->g.a_col = 1;
@@ -4167,6 +4473,10 @@ static void fo__conv_to_y(fo__conv *v, const fo_real *x, fo_real *y, int add) {
 
 /* x = (add ? x : 0) + what each number of y was made of */
 static void fo__conv_to_x(fo__conv *v, const fo_real *y, fo_real *x, int add) {
+    if (fo__conv_is_tiled(v)) {
+        fo__tiles_run(v, y, x, add, 1);
+        return;
+    }
     fo__conv_views_of_y(v);
     v->g.m = v->c, v->g.n = v->h * v->w, v->g.k = v->o * v->taps;
     v->g.a_row = v->taps, v->g.a_col = 1, v->g.a_run = v->taps, v->g.a_step = v->c * v->taps;

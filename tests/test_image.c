@@ -231,6 +231,73 @@ static void test_ops(void) {
     }
 }
 
+/* ---- 3 x 3 by tiles -------------------------------------------------------------------------- */
+
+typedef struct conv_case { int64_t batch, c, h, w, o, padding; } conv_case;
+
+/* y, dx and dw of one convolution, one after the other, in a malloc. */
+static fo_real *run_conv(const conv_case *t, fo_simd simd, int threads, int64_t *n) {
+    fo_context *fo   = open_with(1, simd, threads);
+    fo_tape    *tape = fo_tape_create(fo);
+    int64_t     x_dim[4] = {t->batch, t->c, t->h, t->w}, w_dim[4] = {t->o, t->c, 3, 3};
+    fo_tensor  *x = fo_input(tape, 4, x_dim, 1), *w = fo_input(tape, 4, w_dim, 1);
+    fo_tensor  *b = fo_input(tape, 1, w_dim, 1);
+    fo_tensor  *y = fo_conv2d(x, w, b, 1, (int)t->padding);
+    fo_real    *all, *dy;
+    fo_output(y);
+    CHECK(fo_tape_plan(tape, 1) == FO_OK);
+    fo_random_normal(1, 1, 0, x->count, x->data);
+    fo_random_normal(1, 2, 0, w->count, w->data);
+    fo_random_normal(1, 3, 0, b->count, b->data);
+    all = (fo_real *)malloc(BYTES(y->count + x->count + w->count));
+    dy  = (fo_real *)malloc(BYTES(y->count));
+    fo_random_normal(1, 4, 0, y->count, dy);
+    CHECK(fo_forward(tape) == FO_OK);
+    memcpy(all, y->data, BYTES(y->count));
+    CHECK(fo_backward(tape, y, dy) == FO_OK);
+    memcpy(all + y->count, x->grad, BYTES(x->count));
+    memcpy(all + y->count + x->count, w->grad, BYTES(w->count));
+    *n = y->count + x->count + w->count;
+    free(dy);
+    fo_close(fo);
+    return all;
+}
+
+/* Sizes that fill blocks in all ways: several samples, one, parts of one; and sizes that are odd,
+   or too small for tiles. Against the plain kernels, which do not know tiles; and the same bits for
+   any number of threads and for a sample alone. */
+static void test_tiles(void) {
+    static const conv_case cases[] = {
+        {9, 8, 7, 7, 8, 1}, {3, 16, 28, 28, 16, 1}, {2, 256, 9, 10, 250, 1}, {5, 40, 14, 13, 33, 0},
+        {4, 9, 5, 4, 12, 2}, {2, 7, 8, 8, 16, 1},   {3, 8, 1, 1, 8, 1},      {2, 8, 3, 40, 17, 1}};
+    int i, simd;
+    for (i = 0; i < COUNT(cases); i++) {
+        int64_t  n, k;
+        fo_real *plain = run_conv(&cases[i], FO_SIMD_REF, 1, &n);
+        double   size  = sqrt(9.0 * (double)FO__MAX(cases[i].c, cases[i].o) *
+                              (double)FO__MAX(cases[i].batch, 4));
+        for (simd = FO_SIMD_PORTABLE; simd <= FO_SIMD_AVX512; simd++) {
+            fo_real  *one, *two, *alone;
+            double    worst = 0;
+            conv_case first = cases[i];
+            if (picked((fo_simd)simd)->simd != (fo_simd)simd)
+                continue;
+            first.batch = 1;
+            alone       = run_conv(&first, (fo_simd)simd, 1, &k);
+            one         = run_conv(&cases[i], (fo_simd)simd, 1, &n);
+            two         = run_conv(&cases[i], (fo_simd)simd, 2, &n);
+            CHECK(memcmp(one, two, BYTES(n)) == 0);
+            CHECK(memcmp(one, alone, BYTES(first.o * (first.h + 2 * first.padding - 2) *
+                                           (first.w + 2 * first.padding - 2))) == 0);
+            for (k = 0; k < n; k++)
+                worst = fmax(worst, fabs((double)(one[k] - plain[k])));
+            CLOSE("tiles", picked((fo_simd)simd)->name, worst / size, 1e-5);
+            free(one), free(two), free(alone);
+        }
+        free(plain);
+    }
+}
+
 /* ---- golden st-networks ---------------------------------------------------------------------- */
 
 /* Every parameter and buffer of the tape; on the way in or, compared, on the way out. */
@@ -1399,6 +1466,7 @@ static void test_user_image_net(void) {
 
 int main(void) {
     test_ops();
+    test_tiles();
     test_nets();
     test_golden();
     test_torch_names();

@@ -161,6 +161,11 @@ def make_ops(path):
         case(f"slogdet_{n}", "slogdet: log |det in0| -> [1]",
              lambda a: torch.linalg.slogdet(a)[1].reshape(1), rand(n, n))
         case(f"inverse_{n}", "inverse of in0", torch.linalg.inv, rand(n, n))
+    conv("tiles", (3, 8, 7, 6), (9, 8, 3, 3), 1, 1)        # where kernels go by tiles of 2 x 2
+    conv("tiles_valid", (2, 10, 5, 9), (8, 10, 3, 3), 1, 0)
+    conv("tiles_grow", (2, 8, 4, 3), (8, 8, 3, 3), 1, 2, False)
+    conv("tiles_wide", (1, 8, 3, 37), (8, 8, 3, 3), 1, 1)
+    conv_transpose("tiles_up", (2, 8, 5, 4), (8, 9, 3, 3), 1, 1)
     save(path, tensors, notes)
 
 
