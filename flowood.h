@@ -559,7 +559,8 @@ FO_API fo_result fo_add_layer(fo_flow *flow, const char *line);
    `N*` repeats a line, % is the number of the repetition; ; parts layers; # starts a comment. */
 FO_API fo_flow    *fo_flow_parse(fo_context *fo, const char *text);
 FO_API const char *fo_flow_text(fo_flow *flow); /* lives as long as the flow */
-/* A named recipe for samples of this shape, with its training defaults (see fo_preset_at). */
+/* A named recipe for samples of this shape, with its training defaults (see fo_preset_at). Where
+   it has a bottleneck of 10, NAME:L takes another: "mlp-cycle:2", "cycle-resnet-neck:40". */
 FO_API fo_flow    *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape);
 typedef struct fo_preset {
     const char *name, *about, *body; /* body: text without its input line; several, for images of
@@ -1205,9 +1206,9 @@ static inline int64_t fo__column(int64_t j, int64_t run, int64_t step, int64_t c
     return j < run ? j * col : j / run * step + j % run * col;
 }
 
-/* A 3 x 3 convolution of stride 1 by tiles of 2 x 2 outputs: see fo__tiles_run. Tiles lie in rows of
-   `wide`, of which the last is no tile: so a tile and its neighbours keep their distances over the
-   ends of rows, and all of them are one run of numbers. */
+/* A 3 x 3 convolution of stride 1 by tiles of 2 x 2 outputs: see fo__tiles_run. Tiles lie in rows
+   of `wide`, of which the last is no tile: so a tile and its neighbours keep their distances over
+   the ends of rows, and all of them are one run of numbers. */
 typedef struct fo__tiles {
     int64_t in, out;          /* maps */
     int64_t h, w, oh, ow;     /* pixels of an input and of an output map */
@@ -1254,7 +1255,7 @@ struct fo__kernels {
     void (*norm_grad)(int64_t n, const fo__norm_line *line, const fo_real k[3], int add,
                       const fo_real *x, const fo_real *dy, fo_real *dx);
     /* One map, tile rows [begin,end): 4 x 4 inputs of each tile to 16 numbers, `step` apart; and 16
-       numbers to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: tiles are not for this path. */
+       numbers to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: this path has no tiles. */
     void (*tiles_in)(const fo__tiles *g, const fo_real *x, int64_t begin, int64_t end,
                      fo_real *frame, fo_real *v, int64_t step);
     void (*tiles_out)(const fo__tiles *g, const fo_real *m, int64_t step, int64_t begin,
@@ -4238,10 +4239,10 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
 
 /* ---- by tiles: Winograd's F(2x2, 3x3) (Lavin and Gray 2016) ------------------------------------
 
-   Four neighbouring outputs of a 3 x 3 convolution take 36 products; y = A^T ((G w G^T) o (B^T d B)) A
-   takes 16, and additions that many outputs share. Over all maps that is 16 matrix products, one a
-   place of the 4 x 4: M[k] = U[k] V[k], of [out,in] and [in,tiles]. Blocks of tiles are as
-   large as keeps V and M in the cache. */
+   Four neighbouring outputs of a 3 x 3 convolution take 36 products with its weights w. With a
+   tile's 4 x 4 inputs d, y = A^T ((G w G^T) o (B^T d B)) A takes 16, place by place, and additions
+   that maps share. Over all maps that is a matrix product for each place k of the 16, M[k] =
+   U[k] V[k], of [out,in] and [in,tiles]. A block has as many tiles as keep V and M in the cache. */
 #define FO__TILES_ROOM 262144 /* numbers of V and M together */
 
 static fo__tiles fo__tiles_of(const fo__conv *v, int to_x) {
@@ -4372,7 +4373,8 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
 
 /* U = G w G^T of every pair of maps; towards x the kernel is turned by half a turn. */
 static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
-    const fo_real half = (fo_real)0.5;
+    const fo_real half   = (fo_real)0.5;
+    const int64_t places = v->c * v->o; /* numbers from one of the 16 places to the next */
     int64_t       o, c, i;
     for (o = 0; o < v->o; o++)
         for (c = 0; c < v->c; c++) {
@@ -4380,14 +4382,16 @@ static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
             fo_real       *to = u + (to_x ? c * v->o + o : o * v->c + c), t[4][3];
             for (i = 0; i < 3; i++) {
                 const fo_real a = w[to_x ? 8 - i : i], b = w[to_x ? 5 - i : 3 + i];
-                const fo_real d = w[to_x ? 2 - i : 6 + i];
-                t[0][i] = a, t[1][i] = half * (a + b + d), t[2][i] = half * (a - b + d), t[3][i] = d;
+                t[0][i] = a;
+                t[3][i] = w[to_x ? 2 - i : 6 + i];
+                t[1][i] = half * (a + b + t[3][i]);
+                t[2][i] = half * (a - b + t[3][i]);
             }
-            for (i = 0; i < 4; i++, to += 4 * v->c * v->o) {
-                to[0]                = t[i][0];
-                to[v->c * v->o]      = half * (t[i][0] + t[i][1] + t[i][2]);
-                to[2 * v->c * v->o]  = half * (t[i][0] - t[i][1] + t[i][2]);
-                to[3 * v->c * v->o]  = t[i][2];
+            for (i = 0; i < 4; i++, to += 4 * places) {
+                to[0]          = t[i][0];
+                to[places]     = half * (t[i][0] + t[i][1] + t[i][2]);
+                to[2 * places] = half * (t[i][0] - t[i][1] + t[i][2]);
+                to[3 * places] = t[i][2];
             }
         }
 }
@@ -7055,30 +7059,43 @@ fo_preset fo_preset_at(int i) {
 }
 
 fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
-    fo_preset preset;
-    int       i;
-    char      text[2048];
-    for (i = 0; (preset = fo_preset_at(i)).name && name && fo; i++)
-        if (strcmp(name, preset.name) == 0) {
-            const char *colour = strstr(preset.body, "---\n"), *body = preset.body;
-            fo_flow    *flow;
-            if (colour && shape.c > 1)
-                body = colour + 4;
-            snprintf(text, sizeof text, "input %dx%dx%d\n%.*s", shape.c, shape.h, shape.w,
-                     colour && shape.c == 1 ? (int)(colour - body) : (int)strlen(body), body);
-            flow = fo_flow_parse(fo, text);
-            if (flow) {
-                flow->train.desc.lr    = preset.lr;
-                flow->train.desc.batch = preset.batch;
-                flow->train.desc.ema   = preset.ema;
-                if (preset.rmsprop)
-                    flow->train.desc.optimizer = FO_RMSPROP;
-            }
-            return flow;
-        }
-    fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s' is not known: 'flowood presets' lists them",
-             name ? name : "");
-    return NULL;
+    const size_t n = name ? strcspn(name, ":") : 0;
+    const char  *body, *colour, *neck;
+    fo_preset    preset;
+    fo_flow     *flow;
+    char         text[2048];
+    int          i, l = 10;
+    for (i = 0; (preset = fo_preset_at(i)).name; i++)
+        if (strncmp(name ? name : "", preset.name, n) == 0 && preset.name[n] == 0)
+            break;
+    if (fo == NULL || preset.name == NULL) {
+        fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s' is not known: 'flowood presets' lists them",
+                 name ? name : "");
+        return NULL;
+    }
+    colour = strstr(preset.body, "---\n");
+    body   = colour && shape.c > 1 ? colour + 4 : preset.body;
+    neck   = strstr(body, "neck=10\n");
+    if (name[n] && (neck == NULL || !fo__parse_int(name + n + 1, &l) || l < 1)) {
+        fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s': %s", name, neck
+                 ? "the width of the bottleneck must be a whole number from 1 up"
+                 : "it has no bottleneck of 10 that could be chosen");
+        return NULL;
+    }
+    snprintf(text, sizeof text, "input %dx%dx%d\n%.*s", shape.c, shape.h, shape.w,
+             colour && shape.c == 1 ? (int)(colour - body) : (int)strlen(body), body);
+    if (name[n]) /* again, with another l */
+        snprintf(text, sizeof text, "input %dx%dx%d\n%.*sneck=%d\n%s", shape.c, shape.h, shape.w,
+                 (int)(neck - body), body, l, neck + 8);
+    flow = fo_flow_parse(fo, text);
+    if (flow) {
+        flow->train.desc.lr    = preset.lr;
+        flow->train.desc.batch = preset.batch;
+        flow->train.desc.ema   = preset.ema;
+        if (preset.rmsprop)
+            flow->train.desc.optimizer = FO_RMSPROP;
+    }
+    return flow;
 }
 
 /* ---- use ------------------------------------------------------------------------------------- */

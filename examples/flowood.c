@@ -32,6 +32,7 @@ static const char usage[] =
     "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64), plain or gzip\n"
     "MODEL  a safetensors file that holds the whole flow; train writes it, --resume goes on\n"
     "SPEC   a flow as text, one layer a line; flowood info prints one\n"
+    "NAME   of a preset (flowood presets); NAME:L takes L for a bottleneck of 10: mlp-cycle:2\n"
     "\n"
     "--steps and --epochs count since training began, resumed or not; --seconds is for this run.\n"
     "Batch norm scores with running statistics, with those of each batch (--norm batch), or with\n"

@@ -758,7 +758,8 @@ static void test_negative(void) {
 /* ---- actnorm: measured on the first batch, once ---------------------------------------------- */
 
 static void test_actnorm(void) {
-    const char     *path = "tests/golden/image_actnorm.safetensors", *saved = FILE_NAME("image_actnorm");
+    const char     *path  = "tests/golden/image_actnorm.safetensors";
+    const char     *saved = FILE_NAME("image_actnorm");
     const double    tolerance = IS_DOUBLE ? 1e-10 : 3e-5;
     fo_context     *fo   = open_with(1, FO_SIMD_AUTO, 1);
     fo_archive     *a    = fo_archive_open(fo, path);
@@ -918,6 +919,25 @@ static void test_presets(void) {
             CHECK(fo_failed(fo) == FO_OK && fo_flow_steps(flow) == 6);
             fo_close(fo);
         }
+}
+
+/* NAME:L takes another bottleneck; names without one, and what is no width, are refused. */
+static void test_preset_neck(void) {
+    static const char *const bad[] = {"realnvp-tiny:4", "mlp-cycle:0", "mlp-cycle:x", "mlp-cycle:",
+                                      "mlp:4", ""};
+    fo_context *fo = fo_open(NULL);
+    fo_flow    *flow = fo_flow_preset(fo, "cycle-resnet-neck:4", shape_of(1, 4, 4));
+    int         i;
+    CHECK(flow && strstr(fo_flow_text(flow), " neck=4\n") && fo_flow_layers(flow) == 10);
+    flow = fo_flow_preset(fo, "mlp-cycle:3", shape_of(1, 4, 4));
+    CHECK(flow && strstr(fo_flow_text(flow), " bottleneck=3\n") &&
+          strstr(fo_flow_text(flow), "neck=10") == NULL && fo_flow_train_desc(flow).batch == 128);
+    for (i = 0; i < COUNT(bad); i++) {
+        CHECK(fo_flow_preset(fo, bad[i], shape_of(1, 4, 4)) == NULL);
+        CHECK(fo_failed(fo) == FO_ERR_ARGUMENT && strstr(fo_error(fo), bad[i]));
+        fo_clear_error(fo);
+    }
+    fo_close(fo);
 }
 
 /* ---- what a density must be ------------------------------------------------------------------ */
@@ -1476,6 +1496,7 @@ int main(void) {
     test_actnorm();
     test_counts();
     test_presets();
+    test_preset_neck();
     test_check();
     test_text();
     test_bad_text();
