@@ -142,7 +142,7 @@ static void bench_arrays(fo_context *fo, fo_context *ref, const char *suffix) {
     }
 }
 
-/* ---- the everyday model ---------------------------------------------------------------------- */
+/* ---- models ---------------------------------------------------------------------------------- */
 
 static double train_times[100000];
 static int    train_count;
@@ -183,30 +183,48 @@ static void run_score(void *arg) {
     fo_log_prob(s->ws, s->data, 0, 1024, 0, s->log_prob);
 }
 
-static void bench_model(fo_context *fo, const char *folder) {
-    static score_work score;
-    fo_data          *data = images(fo, folder);
-    fo_flow          *flow = fo_flow_preset(fo, "mlp-cycle", fo_data_shape(data));
-    fo_train_desc     desc;
-    double            part[7];
-    int               i, share;
-    line("load-data", "peak_memory", peak_mb(), "MB");
-    memset(&desc, 0, sizeof desc);
+/* Images a second of training a preset, at its own batch size unless told; the flow comes back. */
+static fo_flow *bench_train(fo_context *fo, const fo_data *data, const char *preset, int batch) {
+    fo_flow      *flow = fo_flow_preset(fo, preset, fo_data_shape(data));
+    fo_train_desc desc = fo_flow_train_desc(flow);
+    double        part[7];
+    char          name[64];
+    int           i, share;
+    desc.batch     = batch ? batch : desc.batch;
+    desc.epochs    = 0;
     desc.seconds   = seconds;
     desc.gradients = on_step;
+    train_count    = 0;
     fo_train(flow, data, &desc);
     share = (train_count - 1) / 8; /* the first eighth warms up */
     for (i = 0; i < 7 && share > 0; i++)
         part[i] = share / (train_times[(i + 2) * share] - train_times[(i + 1) * share]);
     qsort(part, 7, sizeof part[0], by_value);
-    line("mlp-cycle-train", "images_per_s", 128 * part[3], "1/s");
-    line("mlp-cycle-train", "peak_memory", peak_mb(), "MB");
+    snprintf(name, sizeof name, "%s-train", preset);
+    if (share > 0)
+        line(name, "images_per_s", desc.batch * part[3], "1/s");
+    line(name, "peak_memory", peak_mb(), "MB");
+    return flow;
+}
+
+/* Peaks of memory are of the whole program so far. */
+static void bench_models(fo_context *fo, const char *folder) {
+    static const char *const images_of[] = {"realnvp-tiny", "realnvp-small", "glow-small",
+                                            "cycle-resnet-neck"};
+    static score_work score;
+    fo_data          *data = images(fo, folder);
+    fo_flow          *flow;
+    int               i;
+    line("load-data", "peak_memory", peak_mb(), "MB");
+    flow       = bench_train(fo, data, "mlp-cycle", 128);
     score.ws   = fo_workspace_create(fo, flow, 128);
     score.data = data;
     if (fo_failed(fo))
         return;
     line("mlp-cycle-score", "images_per_s", 1024 * rate_of(run_score, &score, seconds), "1/s");
     line("mlp-cycle-score", "peak_memory", peak_mb(), "MB");
+    for (i = 0; i < 4; i++)
+        fo_flow_free(bench_train(fo, data, images_of[i], 32));
 }
 
 int main(int argc, char **argv) {
@@ -235,7 +253,7 @@ int main(int argc, char **argv) {
         return fprintf(stderr, "bench: out of memory\n"), 1;
     line("library", "peak_memory", peak_mb(), "MB");
     if (!ladder)
-        bench_model(fo, folder);
+        bench_models(fo, folder);
     for (i = ladder ? FO_SIMD_REF : FO_SIMD_AUTO; i <= (ladder ? FO_SIMD_AVX512 : 0); i++) {
         fo_context *step;
         desc.simd = (fo_simd)i;

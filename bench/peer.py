@@ -18,6 +18,7 @@ import math
 import pathlib
 import resource
 import statistics
+import sys
 import time
 
 import torch
@@ -111,6 +112,27 @@ def train_step(model, optimizer, x):
 
 # --- benchmarks ---------------------------------------------------------------------------------
 
+IMAGE_PRESETS = ("realnvp-tiny", "realnvp-small", "glow-small", "cycle-resnet-neck")
+
+
+def bench_image(preset, data, options):
+    """Training of an image model: the golden twin with PyTorch's own convolutions and norms."""
+    sys.path.insert(0, str(HERE.parent / "tests" / "golden"))
+    import twin_image
+    flow = twin_image.Flow(twin_image.PRESETS[preset][0])
+    twin_image.torch_modules(flow)
+    flow.train()
+    log_prob = torch.compile(flow.log_prob, dynamic=False) if options.compile else flow.log_prob
+    optimizer = adam(flow, 5e-4)
+
+    def train():
+        x = data[torch.randint(len(data), (32,))]
+        train_step(lambda x: log_prob(x, torch.rand(x.shape)), optimizer, x)
+
+    line(f"{preset}-train", "images_per_s", 32 * calls_per_second(train, options.seconds), "1/s")
+    line(f"{preset}-train", "peak_memory", peak_mb(), "MB")
+
+
 def calls_per_second(work, seconds):
     """Median over seven repeats; the warm-up takes as long as one of them, and five calls."""
     rates = []
@@ -152,6 +174,9 @@ def bench(options):
     line("mlp-cycle-train", "peak_memory", peak_mb(), "MB")
     line("mlp-cycle-score", "images_per_s", 1024 * calls_per_second(score, options.seconds), "1/s")
     line("mlp-cycle-score", "peak_memory", peak_mb(), "MB")
+
+    for preset in IMAGE_PRESETS:
+        bench_image(preset, images(options.data / "fashion", "train-images-idx3-ubyte.gz"), options)
 
     for m, k, n in ((128, 196, 512), (128, 512, 10), (128, 10, 512), (128, 512, 392),
                     (512, 512, 512)):

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 import make
 import twin
@@ -365,26 +364,6 @@ def make_actnorm(path):
 
 # --- a state_dict of PyTorch's own modules --------------------------------------------------------
 
-def torch_modules(module):
-    """Puts PyTorch's own modules in place of the twin's, with their weights."""
-    for name, child in module.named_children():
-        if isinstance(child, twin_image.WNConv):
-            o, i, k, _ = child.weight_v.shape
-            conv = nn.Conv2d(i, o, k, padding=k // 2, bias=child.bias is not None)
-            conv = parametrizations.weight_norm(conv)
-            conv.parametrizations.weight.original0.data = child.weight_g.data
-            conv.parametrizations.weight.original1.data = child.weight_v.data
-            if child.bias is not None:
-                conv.bias.data = child.bias.data
-            setattr(module, name, conv)
-        elif isinstance(child, twin_image.Norm):
-            norm = nn.BatchNorm2d(len(child.weight))
-            norm.load_state_dict(child.state_dict())
-            setattr(module, name, norm)
-        else:
-            torch_modules(child)
-
-
 def make_names(path):
     """The state_dict of a model whose `flow` has nn.Conv2d with parametrized weight norm and
     nn.BatchNorm2d, under the names PyTorch gives them, as float32; golden.x, golden.log_prob."""
@@ -393,7 +372,7 @@ def make_names(path):
     x = torch.randint(0, 256, (3, *flow.shape), generator=make.random, dtype=torch.uint8)
     noise = torch.tensor(np.stack([twin.noise(5, b, 0, math.prod(flow.shape)) for b in range(3)]))
     want = flow.log_prob(x, noise)
-    torch_modules(flow)
+    twin_image.torch_modules(flow)
     model = nn.Module()
     model.flow = flow
     log_prob = model.eval().flow.log_prob(x, noise)

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import twin
 
@@ -482,6 +483,26 @@ class Flow(twin.Flow):
         self.norms("running")
 
 
+def torch_modules(module):
+    """Puts PyTorch's own modules in place of the twin's, with their weights."""
+    for name, child in module.named_children():
+        if isinstance(child, WNConv):
+            o, i, k, _ = child.weight_v.shape
+            conv = nn.Conv2d(i, o, k, padding=k // 2, bias=child.bias is not None)
+            conv = parametrizations.weight_norm(conv)
+            conv.parametrizations.weight.original0.data = child.weight_g.data
+            conv.parametrizations.weight.original1.data = child.weight_v.data
+            if child.bias is not None:
+                conv.bias.data = child.bias.data
+            setattr(module, name, conv)
+        elif isinstance(child, Norm):
+            norm = nn.BatchNorm2d(len(child.weight))
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            torch_modules(child)
+
+
 # --- presets ------------------------------------------------------------------------------------
 
 HEAD = "input {}\ndequantize\nlogit alpha=0.05\n"
@@ -520,6 +541,9 @@ def glow(channels, steps, shape="1x28x28", scales=2, net="highway"):
 PRESETS = {"realnvp-paper": (realnvp(64, 6), 14707336),
            "realnvp-small": (realnvp(32, 2), 1271048),
            "realnvp-tiny": (realnvp(16, 2), None),
+           "cycle-resnet-neck": (spatial("cycle", 4, 8, "net=resnet channels=16 blocks=2 neck=10"),
+                                 None),
+           "glow-small": (glow(48, 6), None),
            "glow-paper": (glow(200, 16), 69378048)}
 
 
