@@ -565,7 +565,8 @@ FO_API fo_flow    *fo_flow_preset(fo_context *fo, const char *name, fo_shape sha
 typedef struct fo_preset {
     const char *name, *about, *body; /* body: text without its input line; several, for images of
                                         more than one channel the one behind "---" */
-    double      lr, ema;
+    double      lr, colour_lr; /* colour_lr: on more than one channel, where not 0 */
+    double      ema, weight_decay;
     int         batch, rmsprop;
 } fo_preset;
 FO_API fo_preset fo_preset_at(int i); /* its name is NULL from the last one on */
@@ -7008,53 +7009,59 @@ const char *fo_flow_text(fo_flow *flow) {
 #define FO__CHECK(n, k, b)                                                                         \
     n "* coupling mask=checkerboard:% net=resnet channels=" k " blocks=" b "\n"
 #define FO__CHANNEL(k, b) "3* coupling mask=channel:% net=resnet channels=" k " blocks=" b "\n"
-#define FO__REALNVP(k, k2, k4, b)                                                                  \
+#define FO__REALNVP(k, k2, k4, b, colour)                                                          \
     FO__IMAGE FO__CHECK("3", k, b) "squeeze\n" FO__CHANNEL(k2, b) "split\n" FO__CHECK("4", k2, b)  \
-    "---\n" FO__IMAGE FO__CHECK("3", k, b) "squeeze\n" FO__CHANNEL(k2, b) "split\n"                \
-    FO__CHECK("3", k2, b) "squeeze\n" FO__CHANNEL(k4, b) "split\n" FO__CHECK("4", k4, b)
+    "---\n" FO__IMAGE FO__CHECK("3", k, colour) "squeeze\n" FO__CHANNEL(k2, colour) "split\n"      \
+    FO__CHECK("3", k2, colour) "squeeze\n" FO__CHANNEL(k4, colour) "split\n"                       \
+    FO__CHECK("4", k4, colour)
 /* Glow: steps of actnorm, 1x1 convolution and coupling, as one line that repeats. */
 #define FO__STEPS(n, net) n "* actnorm; conv1x1; coupling mask=channel:0 net=" net "\n"
 #define FO__GLOW(n, net)                                                                           \
     FO__IMAGE "squeeze\n" FO__STEPS(n, net) "split\nsqueeze\n" FO__STEPS(n, net)
 
 fo_preset fo_preset_at(int i) {
+    /* name, about, body; learning rate, of colour, moving average, weight decay, batch, rmsprop */
     const fo_preset presets[] = {
-    {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n", 2e-3, 0.999, 128, 0},
-    {"mlp-cycle-2", "the same with a bottleneck of 2",
-     FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n", 2e-3, 0.999, 128, 0},
-    {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 0.999,
-     128, 0},
-    {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
-     FO__IMAGE "8* coupling mask=horizontal:% net=mlp hidden=512 bottleneck=10\n", 5e-4, 0.999, 128,
-     0},
-    {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
-     "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n", 1e-3, 0, 1024, 0},
-    {"realnvp-paper", "the failing baseline as published: two scales, 64 channels, 6 blocks",
-     FO__REALNVP("64", "128", "256", "6"), 5e-5, 0, 32, 0},
-    {"realnvp-small", "the same with 32 channels and 2 blocks", FO__REALNVP("32", "64", "128", "2"),
-     5e-4, 0, 32, 0},
-    {"realnvp-tiny", "the same with 16 channels and 2 blocks", FO__REALNVP("16", "32", "64", "2"),
-     1e-3, 0, 64, 0},
-    {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
-     FO__IMAGE FO__CHECK("8", "16", "2"), 1e-3, 0.99, 32, 0},
-    {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
-     FO__IMAGE "8* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n", 1e-3, 0.99, 32,
-     0},
-    {"horizontal3", "the same with 3 layers",
-     FO__IMAGE "3* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n", 1e-3, 0.99, 32,
-     0},
-    {"cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",
-     FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2\n", 1e-3, 0.99, 32, 0},
-    {"cycle-resnet-neck", "the same through a bottleneck of 10",
-     FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2 neck=10\n", 3e-3, 0.99, 16,
-     0},
-    {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
-     FO__GLOW("16", "highway channels=200"), 5e-5, 0, 32, 1},
-    {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
-     FO__GLOW("6", "highway channels=48"), 5e-4, 0, 32, 0}};
-    const fo_preset none = {NULL, NULL, NULL, 0, 0, 0, 0};
+        {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
+         FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n",
+         2e-3, 0, 0.999, 0, 128, 0},
+        {"mlp-cycle-2", "the same with a bottleneck of 2",
+         FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n",
+         2e-3, 0, 0.999, 0, 128, 0},
+        {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
+         FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n",
+         5e-4, 0, 0.999, 0, 128, 0},
+        {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
+         FO__IMAGE "8* coupling mask=horizontal:% net=mlp hidden=512 bottleneck=10\n",
+         5e-4, 0, 0.999, 0, 128, 0},
+        {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
+         "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n",
+         1e-3, 0, 0, 0, 1024, 0},
+        {"realnvp-paper", "the failing baseline as published: two scales, 64 channels, 6 blocks",
+         FO__REALNVP("64", "128", "256", "6", "8"), 5e-5, 1e-4, 0, 5e-5, 32, 0},
+        {"realnvp-small", "the same with 32 channels and 2 blocks",
+         FO__REALNVP("32", "64", "128", "2", "2"), 5e-4, 0, 0, 0, 32, 0},
+        {"realnvp-tiny", "the same with 16 channels and 2 blocks",
+         FO__REALNVP("16", "32", "64", "2", "2"), 1e-3, 0, 0, 0, 64, 0},
+        {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
+         FO__IMAGE FO__CHECK("8", "16", "2"), 1e-3, 0, 0.99, 0, 32, 0},
+        {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
+         FO__IMAGE "8* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
+         1e-3, 0, 0.99, 0, 32, 0},
+        {"horizontal3", "the same with 3 layers",
+         FO__IMAGE "3* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
+         1e-3, 0, 0.99, 0, 32, 0},
+        {"cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",
+         FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2\n",
+         1e-3, 0, 0.99, 0, 32, 0},
+        {"cycle-resnet-neck", "the same through a bottleneck of 10",
+         FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2 neck=10\n",
+         3e-3, 0, 0.99, 0, 16, 0},
+        {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
+         FO__GLOW("16", "highway channels=200"), 5e-5, 0, 0, 0, 32, 1},
+        {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
+         FO__GLOW("6", "highway channels=48"), 5e-4, 0, 0, 0, 32, 0}};
+    const fo_preset none = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0};
     return i >= 0 && i < (int)(sizeof presets / sizeof presets[0]) ? presets[i] : none;
 }
 
@@ -7089,11 +7096,12 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
                  (int)(neck - body), body, l, neck + 8);
     flow = fo_flow_parse(fo, text);
     if (flow) {
-        flow->train.desc.lr    = preset.lr;
-        flow->train.desc.batch = preset.batch;
-        flow->train.desc.ema   = preset.ema;
-        if (preset.rmsprop)
-            flow->train.desc.optimizer = FO_RMSPROP;
+        flow->train.desc.lr           = shape.c > 1 && preset.colour_lr > 0 ? preset.colour_lr
+                                                                            : preset.lr;
+        flow->train.desc.batch        = preset.batch;
+        flow->train.desc.ema          = preset.ema;
+        flow->train.desc.weight_decay = preset.weight_decay;
+        flow->train.desc.optimizer    = preset.rmsprop ? FO_RMSPROP : FO_ADAM;
     }
     return flow;
 }
