@@ -343,7 +343,8 @@ struct fo_tensor {
 enum { /* what an op promises or needs */
     FO_READS_INPUT  = 1,  /* backward reads in[]->data                                    */
     FO_READS_OUTPUT = 2,  /* backward reads out->data                                     */
-    FO_ELEMENTWISE  = 4,  /* may be called for ranges of out's elements, on many threads  */
+    FO_ELEMENTWISE  = 4,  /* may be called for ranges of out's elements, on many threads;
+                             touches only the same range of inputs of out's size          */
     FO_IN_PLACE     = 8,  /* forward may write over in[0]->data                           */
     FO_SETS_FRESH   = 16, /* backward honours `fresh`; else fresh gradients come zeroed   */
     FO_VIEW         = 32, /* shares data and gradient with in[0]: no forward, no backward */
@@ -648,14 +649,14 @@ typedef struct fo_train_desc {
     double   lr;              /* 1e-3                                                    */
     double   beta1, beta2, eps; /* 0.9, 0.999, 1e-8                                      */
     double   weight_decay;    /* ADAMW: decoupled, of all; else added to the gradient, of the gains
-                                 of weight norms only where the flow has any             */
+                                 of weight norms only where the flow has any; < 0: none  */
     double   clip;            /* global gradient norm; default 100; < 0: never           */
     fo_schedule schedule;     /* COSINE needs steps or epochs                            */
     int64_t  warmup;          /* steps of linear warm-up                                 */
     int64_t  step_every;      /* STEP: multiply lr by step_factor every so many steps    */
     double   step_factor;     /* 0.1                                                     */
     double   ema;             /* decay of a moving average of the weights that scoring then uses;
-                                 default 0: none                                         */
+                                 default 0: none; < 0: none whatever it was              */
     uint64_t seed;            /* 0: the context's                                        */
     /* Negative training (appendix B of the paper): the second half of every batch comes from
        here, and its likelihood is lowered until it falls below -negative_floor nats per sample
@@ -683,10 +684,10 @@ FO_API int fo_progress_bar(void *user, const fo_progress *progress);
 FO_API fo_result fo_save(fo_flow *flow, const char *path);
 FO_API fo_flow  *fo_load_flow(fo_context *fo, const char *path);
 /* Weights by name into a flow that is already built. A PyTorch state_dict, saved with Python's
-   safetensors, loads as it is when its modules bear these names; K is the layer's place in the
-   text (0: the first line after input), J counts from 0, a prefix such as "flow." is accepted,
-   and X.weight_g may also be X.parametrizations.weight.original0, X.weight_v ...original1.
-     coupling           K.scale, or on images K.rescale.weight_{g,v} [C,1,1]
+   safetensors, loads as it is when its modules bear these names; K is the layer's place in
+   fo_flow_text (0: the first line after input), J counts from 0, a prefix such as "flow." may
+   stand before all, and X.weight_g, X.weight_v may be X.parametrizations.weight.original0, ...1.
+     coupling           K.scale; with a net that sees images K.rescale.weight_{g,v} [C,1,1]
        net=mlp          K.net.J.{weight,bias}, J over its linear layers
        net=resnet       K.net.{in_norm,out_norm}.{weight,bias,running_mean,running_var}
                         K.net.{in_conv,out_conv}.{weight_g,weight_v,bias}, K.net.skips.J.(same)
@@ -3198,8 +3199,8 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
    Memory     time runs 0..n-1 in forward, n..2n-1 in backward (op i is undone at 2n-1-i). Every
               array lives for an interval of that time, an op's own scratch for two moments. Two
               pools: `kept` arrays are alive across the turn, `scratch` ones are not, so that
-              the turn, `scratch` ones are not, so that several tapes which never run at once may
-              share one scratch block. Offsets: first fit among the intervals that overlap.
+              several tapes which never run at once may share one scratch block. Offsets: first
+              fit among the intervals that overlap.
    Cost       planning is quadratic in the number of ops (hundreds), and done once
    ============================================================================================= */
 typedef struct fo__param {
@@ -3764,7 +3765,7 @@ fo_result fo_forward(fo_tape *tape) {
 /* Before op t is undone: which of its inputs must be made again, and which of their gradients are
    written for the first time? */
 static void fo__open_gradients(fo_tensor *t) {
-    int k;
+    int k, j, again;
     t->fresh = t->plan.zero = 0;
     for (k = 0; k < t->n_in; k++) {
         fo_tensor *in = t->in[k], *root = in->plan.grad_of, *made = in->plan.data_of;
@@ -3776,9 +3777,11 @@ static void fo__open_gradients(fo_tensor *t) {
         if (in->grad == NULL || root->plan.written)
             continue;
         root->plan.written = 1;
-        if (t->op->flags & FO_SETS_FRESH)
+        for (again = 0, j = k + 1; j < t->n_in; j++) /* set by one use, it would lose the other */
+            again |= t->in[j]->plan.grad_of == root;
+        if ((t->op->flags & FO_SETS_FRESH) && !again)
             t->fresh |= 1u << k;
-        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count)
+        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count && !again)
             t->plan.zero |= 1u << k; /* by whoever runs the range */
         else
             memset(in->grad, 0, (size_t)in->count * sizeof *in->grad);
@@ -4179,7 +4182,8 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
          views in reverse order turn the kernel by half a turn
      dw  turned: A = views of x, read in place, B = dy turned, a sample after the other
    A transposed convolution is the same with the roles of x and y exchanged. Threads share out
-   samples, or rows of dw: the bits of a result depend on neither.
+   samples, or rows of dw: the bits of a result depend on neither. Where both sides have 8 maps or
+   more, y and dx of 3 x 3 with stride 1 go by tiles instead: see below.
    --------------------------------------------------------------------------------------------- */
 typedef struct fo__conv_args { int64_t stride, padding; int transposed; } fo__conv_args;
 
@@ -4197,7 +4201,7 @@ typedef struct fo__conv {
     int64_t        threads, frame_size, taps; /* taps: kh * kw */
     const fo_real *weight, *bias;
     int64_t       *at;     /* where the rows of views begin       */
-    fo_real       *frames; /* one a thread                        */
+    fo_real       *frames; /* one a thread; by tiles: U, then a thread's frame, V and M */
     fo_real       *dw;     /* [c*kh*kw, o]: dw turned             */
     fo__frame      frame;
     fo__tiles      tiles;
@@ -4274,10 +4278,14 @@ static int fo__conv_is_tiled(const fo__conv *v) {
            v->padding <= 2 && v->c >= 8 && v->o >= 8;
 }
 
+/* Frame, V and M of one thread. */
+static int64_t fo__tiles_work(const fo__tiles *g) {
+    return g->frame + 16 * (g->in + g->out) * g->n;
+}
+
 static int64_t fo__tiles_scratch(const fo__conv *v) {
     const fo__tiles a = fo__tiles_of(v, 0), b = fo__tiles_of(v, 1);
-    return 16 * v->c * v->o + v->threads * (FO__MAX(a.frame, b.frame) +
-                                            16 * (v->c + v->o) * FO__MAX(a.n, b.n));
+    return 16 * v->c * v->o + v->threads * FO__MAX(fo__tiles_work(&a), fo__tiles_work(&b));
 }
 
 /* Frames, dw and the table, which has the size of the longer of its two uses. */
@@ -4401,7 +4409,7 @@ static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
 static void fo__tiles_block(const fo__conv *v, int64_t t, int64_t first, int64_t last) {
     const fo__tiles   *g    = &v->tiles;
     const fo__kernels *kern = v->g.kernels;
-    fo_real *frame = v->frames + 16 * v->c * v->o + t * (g->frame + 16 * (v->c + v->o) * g->n);
+    fo_real *frame = v->frames + 16 * v->c * v->o + t * fo__tiles_work(g);
     fo_real *a = frame + g->frame, *m = a + 16 * g->in * g->n;
     fo__product p = v->g;
     int64_t     row, end, i, at, b;
@@ -4602,6 +4610,11 @@ static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) 
     if (in->grad)
         (up ? fo__conv_to_y : fo__conv_to_x)(&v, out->grad, in->grad, !(out->fresh & 1));
 }
+
+#define fo__conv2d_forward fo__conv_forward
+#define fo__conv2d_backward fo__conv_backward
+#define fo__conv2d_transpose_forward fo__conv_forward
+#define fo__conv2d_transpose_backward fo__conv_backward
 
 /* ---- batch_norm: y = factor ((x - m) / sqrt(v + eps) w + b) per channel, and ReLU if asked -----
 
@@ -4889,7 +4902,8 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
     X(sum, sum, FO_ELEMENTWISE)                                                                    \
     X(matmul, matmul, FO_READS_INPUT | FO_SETS_FRESH)                                              \
     X(linear, linear, FO_READS_INPUT | FO_SETS_FRESH)                                              \
-    X(conv, conv, FO_READS_INPUT | FO_SETS_FRESH)                                                  \
+    X(conv2d, conv, FO_READS_INPUT | FO_SETS_FRESH)                                                \
+    X(conv2d_transpose, conv, FO_READS_INPUT | FO_SETS_FRESH)                                      \
     X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH | FO_CHEAP)                           \
     X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
     X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
@@ -5037,10 +5051,10 @@ fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
     if (a == NULL)
         return NULL;
     if (a->rank < 2 || begin < 0 || length < 1 || begin > a->dim[1] ||
-        length > a->dim[1] - begin) {
-        fo__fail(a->tape->fo, FO_ERR_SHAPE, "fo_slice of %s: [%lld,%lld) reaches outside "
-                 "dimension 1", fo__dims(text, a->rank, a->dim), (long long)begin,
-                 (long long)begin + (long long)length);
+        length > a->dim[1] - begin || fo__row(a) > INT_MAX) {
+        fo__fail(a->tape->fo, FO_ERR_SHAPE, "fo_slice of %s: %lld from number %lld on reach "
+                 "outside dimension 1, or its rows are longer than 2^31 - 1",
+                 fo__dims(text, a->rank, a->dim), (long long)length, (long long)begin);
         return NULL;
     }
     memcpy(dim, a->dim, sizeof dim);
@@ -5071,7 +5085,8 @@ static fo_tensor *fo__conv_apply(fo_tensor *x, fo_tensor *w, fo_tensor *b, int s
     args.stride     = stride;
     args.padding    = padding;
     args.transposed = transposed;
-    return fo__apply3(FO__OP_conv, x, w, b, &args, sizeof args);
+    return fo__apply3(transposed ? FO__OP_conv2d_transpose : FO__OP_conv2d, x, w, b, &args,
+                      sizeof args);
 }
 
 fo_tensor *fo_conv2d(fo_tensor *x, fo_tensor *w, fo_tensor *b, int stride, int padding) {
@@ -7083,9 +7098,9 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     colour = strstr(preset.body, "---\n");
     body   = colour && shape.c > 1 ? colour + 4 : preset.body;
     neck   = strstr(body, "neck=10\n");
-    if (name[n] && (neck == NULL || !fo__parse_int(name + n + 1, &l) || l < 1)) {
+    if (name[n] && (neck == NULL || !fo__parse_int(name + n + 1, &l) || l < 1 || l > 65536)) {
         fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s': %s", name, neck
-                 ? "the width of the bottleneck must be a whole number from 1 up"
+                 ? "the width of the bottleneck must be a whole number from 1 to 65536"
                  : "it has no bottleneck of 10 that could be chosen");
         return NULL;
     }
@@ -7541,13 +7556,13 @@ static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc 
     d.beta1        = FO__OR(d.beta1, FO__OR(old.beta1, 0.9));
     d.beta2        = FO__OR(d.beta2, FO__OR(old.beta2, d.optimizer == FO_RMSPROP ? 0.99 : 0.999));
     d.eps          = FO__OR(d.eps, FO__OR(old.eps, 1e-8));
-    d.weight_decay = FO__OR(d.weight_decay, old.weight_decay);
+    d.weight_decay = d.weight_decay < 0 ? 0 : FO__OR(d.weight_decay, old.weight_decay);
     d.clip         = FO__OR(d.clip, FO__OR(old.clip, 100));
     d.schedule     = FO__OR(d.schedule, old.schedule);
     d.warmup       = FO__OR(d.warmup, old.warmup);
     d.step_every   = FO__OR(d.step_every, old.step_every);
     d.step_factor  = FO__OR(d.step_factor, FO__OR(old.step_factor, 0.1));
-    d.ema          = FO__OR(d.ema, old.ema);
+    d.ema          = d.ema < 0 ? 0 : FO__OR(d.ema, old.ema);
     d.on_nan       = FO__OR(d.on_nan, old.on_nan);
     d.memory_mb    = FO__OR(d.memory_mb, old.memory_mb);
     d.negative_floor = FO__OR(d.negative_floor, FO__OR(old.negative_floor,
@@ -7868,6 +7883,8 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
         flow->train.v = both ? both + n : NULL;
         flow->train.m = both;
     }
+    if (tr->desc.ema == 0)
+        flow->train.ema = NULL;
     if (tr->desc.ema > 0 && flow->train.ema == NULL) {
         fo_real *ema = fo__reals(&flow->arena, n);
         if (ema)
@@ -8103,39 +8120,60 @@ static const char fo__name_map[][2][40] = {
     {".weight_g", ".parametrizations.weight.original0"},
     {".weight_v", ".parametrizations.weight.original1"}};
 
+/* The k-th spelling of a name into text, or 0 where it has no more. */
+static int fo__spelling(int k, const char *prefix, const char *name, char *text, size_t size) {
+    const int rows = sizeof fo__name_map / sizeof fo__name_map[0];
+    size_t    n    = (size_t)snprintf(text, size, "%s%s", prefix, name), end;
+    int       i;
+    if (n + sizeof fo__name_map[0][1] > size)
+        return 0;
+    for (i = 0; i < rows && k == 1; i++) {
+        end = strlen(fo__name_map[i][0]);
+        if (n > end && strcmp(text + n - end, fo__name_map[i][0]) == 0) {
+            strcpy(text + n - end, fo__name_map[i][1]);
+            return 1;
+        }
+    }
+    return k == 0;
+}
+
 static const fo_array *fo__array_named(const fo_archive *archive, const char *prefix,
                                        const char *name) {
+    const fo_array *array = NULL;
     char            full[360];
-    const fo_array *array;
-    size_t          i, n = (size_t)snprintf(full, 320, "%s%s", prefix, name), end;
-    array = fo_archive_find(archive, full);
-    for (i = 0; i < sizeof fo__name_map / sizeof fo__name_map[0] && !array && n < 320; i++) {
-        end = strlen(fo__name_map[i][0]);
-        if (n < end || strcmp(full + n - end, fo__name_map[i][0]) != 0)
-            continue;
-        strcpy(full + n - end, fo__name_map[i][1]);
+    int             k;
+    for (k = 0; !array && fo__spelling(k, prefix, name, full, sizeof full); k++)
         array = fo_archive_find(archive, full);
-    }
     return array;
 }
 
-/* "module." where the file has "module.0.scale" for "0.scale": its flow was part of something. */
-static void fo__find_prefix(const fo_archive *archive, const fo__params *params, char *prefix,
-                            size_t size) {
-    int         i;
-    const char *dot;
+/* "module." where the file has "module.0.scale" for "0.scale": its flow was part of something. Our
+   own prefixes are of other blocks, and of two others we cannot know which is meant. */
+static fo_result fo__find_prefix(fo_context *fo, const fo_archive *archive, const char *path,
+                                 const fo__saved_block *block, char *prefix, size_t size) {
+    const char *first = block->params->count ? block->params->list[0].info.name : "";
+    char        want[360];
+    size_t      n, head;
+    int         i, k, b, ours;
     prefix[0] = 0;
-    if (params->count == 0 || fo__array_named(archive, "", params->list[0].info.name))
-        return;
-    for (i = 0; i < fo_archive_count(archive); i++) {
-        const char *name = fo_archive_at(archive, i)->name;
-        for (dot = strchr(name, '.'); dot; dot = strchr(dot + 1, '.')) {
-            snprintf(prefix, size, "%.*s", (int)(dot + 1 - name), name);
-            if (fo__array_named(archive, prefix, params->list[0].info.name))
-                return;
+    if (*first == 0 || fo__array_named(archive, "", first))
+        return FO_OK;
+    for (k = 0; fo__spelling(k, "", first, want, sizeof want); k++)
+        for (i = 0; i < fo_archive_count(archive); i++) {
+            const char *name = fo_archive_at(archive, i)->name;
+            n    = strlen(name);
+            head = n - FO__MIN(strlen(want), n);
+            if (head < 2 || head >= size || name[head - 1] != '.' || strcmp(name + head, want) != 0)
+                continue;
+            for (ours = 0, b = 2; b < FO__SAVED_BLOCKS; b++)
+                ours |= strlen(block[b].prefix) == head && !memcmp(block[b].prefix, name, head);
+            if (!ours && prefix[0] && (strlen(prefix) != head || memcmp(prefix, name, head) != 0))
+                return fo__fail(fo, FO_ERR_FORMAT, "%s: has %s both under %s and under %.*s: save "
+                                "the flow alone", path, first, prefix, (int)head, name);
+            if (!ours)
+                snprintf(prefix, size, "%.*s", (int)head, name);
         }
-    }
-    prefix[0] = 0;
+    return FO_OK;
 }
 
 /* The array for parameter p under this prefix. NULL: missing, or (an error) of another shape. */
@@ -8191,7 +8229,8 @@ static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, cons
     char            prefix[160];
     int             i;
     fo__saved_blocks(flow, block);
-    fo__find_prefix(archive, &flow->params, prefix, sizeof prefix);
+    if (fo__find_prefix(flow->fo, archive, path, block, prefix, sizeof prefix) != FO_OK)
+        return flow->fo->failed;
     block[0].prefix = block[1].prefix = prefix;
     for (i = 0; i < 2; i++)
         if (!fo__block_complete(flow->fo, archive, path, &block[i], 1))
@@ -8398,7 +8437,8 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
 }
 
 static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check_report *report) {
-    int64_t       rows = FO__MIN(fo_data_count(data), 32), r, n = flow->params.size;
+    const int64_t most = flow->size > 256 ? 8 : 32; /* the loss is made twice for each parameter */
+    int64_t       rows = FO__MIN(fo_data_count(data), most), r, n = flow->params.size;
     fo_workspace *ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
     fo_real      *grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
     double        loss = 0, largest = 0;

@@ -183,34 +183,35 @@ static void run_score(void *arg) {
     fo_log_prob(s->ws, s->data, 0, 1024, 0, s->log_prob);
 }
 
-/* Images a second of training a preset, at its own batch size unless told; the flow comes back. */
+/* Images a second of training a preset; the flow comes back. */
 static fo_flow *bench_train(fo_context *fo, const fo_data *data, const char *preset, int batch) {
     fo_flow      *flow = fo_flow_preset(fo, preset, fo_data_shape(data));
     fo_train_desc desc = fo_flow_train_desc(flow);
     double        part[7];
     char          name[64];
     int           i, share;
-    desc.batch     = batch ? batch : desc.batch;
+    desc.batch     = batch;
     desc.epochs    = 0;
     desc.seconds   = seconds;
     desc.gradients = on_step;
     train_count    = 0;
     fo_train(flow, data, &desc);
     share = (train_count - 1) / 8; /* the first eighth warms up */
-    for (i = 0; i < 7 && share > 0; i++)
-        part[i] = share / (train_times[(i + 2) * share] - train_times[(i + 1) * share]);
-    qsort(part, 7, sizeof part[0], by_value);
     snprintf(name, sizeof name, "%s-train", preset);
-    if (share > 0)
-        line(name, "images_per_s", desc.batch * part[3], "1/s");
+    if (share > 0) {
+        for (i = 0; i < 7; i++)
+            part[i] = share / (train_times[(i + 2) * share] - train_times[(i + 1) * share]);
+        qsort(part, 7, sizeof part[0], by_value);
+        line(name, "images_per_s", batch * part[3], "1/s");
+    }
     line(name, "peak_memory", peak_mb(), "MB");
     return flow;
 }
 
 /* Peaks of memory are of the whole program so far. */
 static void bench_models(fo_context *fo, const char *folder) {
-    static const char *const images_of[] = {"realnvp-tiny", "realnvp-small", "glow-small",
-                                            "cycle-resnet-neck"};
+    static const char *const image_presets[] = {"realnvp-tiny", "realnvp-small", "glow-small",
+                                                "cycle-resnet-neck"};
     static score_work score;
     fo_data          *data = images(fo, folder);
     fo_flow          *flow;
@@ -224,7 +225,7 @@ static void bench_models(fo_context *fo, const char *folder) {
     line("mlp-cycle-score", "images_per_s", 1024 * rate_of(run_score, &score, seconds), "1/s");
     line("mlp-cycle-score", "peak_memory", peak_mb(), "MB");
     for (i = 0; i < 4; i++)
-        fo_flow_free(bench_train(fo, data, images_of[i], 32));
+        fo_flow_free(bench_train(fo, data, image_presets[i], 32));
 }
 
 int main(int argc, char **argv) {

@@ -13,16 +13,16 @@
 static const char usage[] =
     "flowood - normalizing flows and out-of-distribution detection\n"
     "\n"
-    "  flowood train   --data FILE [--preset NAME | --spec FILE | --resume MODEL] --out MODEL\n"
+    "  flowood train   --data FILE [--preset PRESET | --spec FILE | --resume MODEL] --out MODEL\n"
     "                  [--seconds S] [--epochs N] [--steps N] [--batch N] [--lr X]\n"
     "                  [--schedule constant|cosine] [--ema DECAY] [--clip NORM]\n"
     "                  [--weight-decay X] [--on-nan stop|skip] [--negative FILE]\n"
     "                  [--seed N] [--threads N] [--memory MB] [--limit N]\n"
     "                  [--eval-in FILE --eval-ood FILE]\n"
     "  flowood eval    --model MODEL --in FILE --ood FILE [--ood FILE ...]\n"
-    "                  [--score NAME ...] [--limit N] [--threads N] [--json]\n"
+    "                  [--score SCORE ...] [--limit N] [--threads N] [--json]\n"
     "                  [--norm running|batch] [--recalibrate FILE]\n"
-    "  flowood score   --model MODEL --data FILE [--score NAME] [--limit N] [--threads N]\n"
+    "  flowood score   --model MODEL --data FILE [--score SCORE] [--limit N] [--threads N]\n"
     "                  [--out scores.npy] [--norm running|batch] [--recalibrate FILE]\n"
     "  flowood sample  --model MODEL --n N [--temperature T] [--seed N] --out samples.png|.npy\n"
     "  flowood check   --model MODEL [--data FILE]\n"
@@ -32,12 +32,14 @@ static const char usage[] =
     "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64), plain or gzip\n"
     "MODEL  a safetensors file that holds the whole flow; train writes it, --resume goes on\n"
     "SPEC   a flow as text, one layer a line; flowood info prints one\n"
-    "NAME   of a preset (flowood presets); NAME:L takes L for a bottleneck of 10: mlp-cycle:2\n"
+    "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10: mlp-cycle:2\n"
+    "SCORE  likelihood (-log p, the default) or latent (of the base density alone)\n"
     "\n"
     "--steps and --epochs count since training began, resumed or not; --seconds is for this run.\n"
     "Batch norm scores with running statistics, with those of each batch (--norm batch), or with\n"
     "those of FILE under the final weights (--recalibrate, at most 10000 samples). --negative\n"
-    "lowers the likelihood of FILE while training. Ctrl-C stops training and saves.\n"
+    "lowers the likelihood of FILE while training. --ema, --clip, --weight-decay 0: none.\n"
+    "Ctrl-C stops training and saves.\n"
     "Scores: higher means more out of distribution. In every metric OOD is the positive class.\n"
     "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
 
@@ -49,6 +51,7 @@ typedef struct options {
     const char *ood[MANY], *score[MANY];
     int         n_ood, n_score, json;
     double      seconds, epochs, lr, ema, clip, weight_decay, temperature;
+    int         has_ema, has_clip, has_decay;
     long long   steps, batch, seed, threads, memory, limit, n;
     int         has_seed;
 } options;
@@ -100,6 +103,8 @@ static int take(const option_row *row, const char *value) {
         if (end == value || *end || !(x >= 0) || x > 1e15)
             return fail_usage("%s %s: a number of at least 0 is needed", row->name, value);
         *(double *)row->at = x;
+        if (row->count)
+            *row->count = 1;
     } else {
         long long x = strtoll(value, &end, 10);
         if (end == value || *end || x < 0 || x > 1000000000000LL)
@@ -130,9 +135,9 @@ static int parse(int argc, char **argv, options *o) {
         {"--batch", "train", 'i', &o->batch, NULL},
         {"--lr", "train", 'd', &o->lr, NULL},
         {"--schedule", "train", 's', &o->schedule, NULL},
-        {"--ema", "train", 'd', &o->ema, NULL},
-        {"--clip", "train", 'd', &o->clip, NULL},
-        {"--weight-decay", "train", 'd', &o->weight_decay, NULL},
+        {"--ema", "train", 'd', &o->ema, &o->has_ema},
+        {"--clip", "train", 'd', &o->clip, &o->has_clip},
+        {"--weight-decay", "train", 'd', &o->weight_decay, &o->has_decay},
         {"--negative", "train", 's', &o->negative, NULL},
         {"--norm", "eval score", 's', &o->norm, NULL},
         {"--recalibrate", "eval score", 's', &o->recalibrate, NULL},
@@ -289,6 +294,9 @@ static void train_with_evaluation(fo_context *fo, fo_flow *flow, const fo_data *
     }
 }
 
+/* What an option asks for: a written 0 means none, no option means the default. */
+static double given(double value, int is_given) { return is_given && value == 0 ? -1 : value; }
+
 static int train(options *o) {
     fo_context   *fo;
     fo_data      *data;
@@ -316,16 +324,16 @@ static int train(options *o) {
         return fail("--on-nan %s: stop and skip are known", o->on_nan);
     if (o->batch > 1 << 20)
         return fail("--batch %lld: at most %d", o->batch, 1 << 20);
-    desc.seconds   = o->seconds;
-    desc.epochs    = o->epochs;
-    desc.steps     = o->steps;
-    desc.batch     = (int)o->batch;
-    desc.lr        = o->lr;
-    desc.ema       = o->ema;
-    desc.clip         = o->clip;
-    desc.weight_decay = o->weight_decay;
+    desc.seconds      = o->seconds;
+    desc.epochs       = o->epochs;
+    desc.steps        = o->steps;
+    desc.batch        = (int)o->batch;
+    desc.lr           = o->lr;
+    desc.ema          = given(o->ema, o->has_ema);
+    desc.clip         = given(o->clip, o->has_clip);
+    desc.weight_decay = given(o->weight_decay, o->has_decay);
     desc.memory_mb    = (double)o->memory;
-    desc.progress  = show_progress;
+    desc.progress     = show_progress;
     fo   = open_context(o);
     data = load(fo, o->data, o->limit);
     flow = data ? make_flow(fo, o, data) : NULL;
@@ -603,7 +611,8 @@ static int presets(options *o) {
     int       i;
     (void)o;
     for (i = 0; (p = fo_preset_at(i)).name; i++)
-        printf("%-18s %s (batch %d, lr %g)\n", p.name, p.about, p.batch, p.lr);
+        printf("%-18s %s (batch %d, lr %g%s)\n", p.name, p.about, p.batch, p.lr,
+               p.colour_lr > 0 ? ", of colour twice that" : "");
     return 0;
 }
 

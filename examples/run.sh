@@ -1,8 +1,8 @@
 #!/bin/sh
 # The main job: train the failing baseline and the cured flows on FashionMNIST (or, without data,
 # on the built-in synthetic pair), score what was never seen, print the table, draw samples.
-# SECONDS_PER_MODEL (default 45) is the training time of each model, and half of that of the ResNet
-# with a bottleneck, which is slower by far; everything goes to out/.
+# SECONDS_PER_MODEL (default 45) is the training time of each model; the ResNet with a bottleneck,
+# slower by far, takes twice that. Everything goes to out/.
 cd "$(dirname "$0")/.." || exit 1
 tool=build/flowood
 seconds=${SECONDS_PER_MODEL:-45}
@@ -44,7 +44,8 @@ rm -f out/eval.jsonl
 echo
 echo "Trained on $train, $seconds seconds each, cycle-resnet-neck $((2 * seconds)); first 2,000"
 echo "of each test set."
-echo "Likelihood as the score; OOD is positive: 0.5 is chance, below 0.5 the OOD set looks likelier."
+echo "Likelihood as the score; OOD is positive: 0.5 is chance, below 0.5 the OOD set looks"
+echo "likelier."
 echo
 awk -F '[:,]' '
     function value(name,    i) {

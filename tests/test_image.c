@@ -555,6 +555,9 @@ static void test_torch_names(void) {
     fo_context     *fo   = open_with(5, FO_SIMD_AUTO, 2);
     fo_archive     *a    = fo_archive_open(fo, path);
     fo_flow        *flow = fo_load_flow(fo, path), *other;
+    const char     *twice = FILE_NAME("image_twice");
+    static fo_array arrays[240];
+    static char     names[120][100];
     const fo_array *x = fo_archive_find(a, "golden.x"), *lp = fo_archive_find(a, "golden.log_prob");
     fo_data        *data;
     double          got[3] = {0, 0, 0};
@@ -569,6 +572,15 @@ static void test_torch_names(void) {
                               "coupling mask=checkerboard:0 net=resnet channels=4 blocks=1\n");
     CHECK(fo_load_weights(other, path) == FO_ERR_FORMAT &&
           strstr(fo_error(fo), "flow.2.net.in_conv.parametrizations.weight.original0 is F32"));
+    fo_clear_error(fo);
+    for (i = 0; i < fo_archive_count(a) && i < 120; i++) { /* which of two copies is meant? */
+        arrays[2 * i] = arrays[2 * i + 1] = *fo_archive_at(a, i);
+        snprintf(names[i], sizeof names[i], "copy.%s", arrays[2 * i].name);
+        arrays[2 * i + 1].name = names[i];
+    }
+    CHECK(fo_archive_save(fo, twice, arrays, 2 * i, NULL, 0) == FO_OK);
+    CHECK(fo_load_weights(flow, twice) == FO_ERR_FORMAT && strstr(fo_error(fo), "copy.flow."));
+    remove(twice);
     fo_close(fo);
 }
 

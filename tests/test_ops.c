@@ -288,6 +288,7 @@ BUILD(twice_sub, fo_sub(in[0], in[0]))
 BUILD(twice_linear, fo_linear(in[0], in[0], NULL))
 BUILD(twice_matmul, fo_matmul(in[0], in[0]))
 BUILD(twice_concat, fo_concat(in[0], in[0]))
+BUILD(twice_conv, fo_conv2d(in[0], in[0], NULL, 1, 1))
 BUILD(no_bias, fo_linear(in[0], in[1], NULL))
 BUILD(tied, fo_linear(fo_tanh(fo_linear(in[0], in[1], in[2])), in[1], in[2]))
 BUILD(mlp, fo_sum(fo_linear(fo_leaky_relu(fo_linear(in[0], in[1], in[2]), 0.1), in[3], NULL), 1))
@@ -330,6 +331,7 @@ static const expression compositions[] = {
     {"reuse", 1, "3x4", build_reuse}, {"twice_sub", 1, "3x4", build_twice_sub},
     {"twice_linear", 1, "4x4", build_twice_linear},
     {"twice_matmul", 1, "4x4", build_twice_matmul}, {"twice_concat", 1, "3x2", build_twice_concat},
+    {"twice_conv", 1, "2x2x3x3", build_twice_conv},
     {"no_bias", 2, "3x4 5x4", build_no_bias}, {"tied", 3, "3x4 4x4 4", build_tied},
     {"mlp", 4, "3x4 5x4 5 2x5", build_mlp}, {"in_place", 2, "3x4 4", build_in_place},
     {"in_place_exp", 2, "2x3 2x3", build_in_place_exp},
@@ -610,6 +612,8 @@ BAD(matmul, fo_matmul(a, b))
 BAD(linear, fo_linear(a, b, NULL))
 BAD(bias, fo_linear(a, a, fo_input(t, 1, &two, 0)))
 BAD(concat, fo_concat(a, b))
+BAD(conv, fo_conv2d(a, b, NULL, 1, 1))
+BAD(conv_transpose, fo_conv2d_transpose(a, b, NULL, 1, 1))
 BAD(slice, fo_slice(a, 2, 3))
 BAD(slice_begin, fo_slice(a, INT64_MAX, INT64_MAX))
 BAD(reshape, reshape2(a, 5, 2))
@@ -638,6 +642,8 @@ static void test_errors(void) {
         {bad_linear, FO_ERR_SHAPE, {"fo_linear", "[3,4]", "[5,2]"}},
         {bad_bias, FO_ERR_SHAPE, {"fo_linear", "[3,4]", "b[O]"}},
         {bad_concat, FO_ERR_SHAPE, {"fo_concat", "[3,4]", "[5,2]"}},
+        {bad_conv, FO_ERR_SHAPE, {"fo_conv2d of", "[3,4]", "[5,2]"}},
+        {bad_conv_transpose, FO_ERR_SHAPE, {"fo_conv2d_transpose of", "[3,4]", "[5,2]"}},
         {bad_slice, FO_ERR_SHAPE, {"fo_slice", "[3,4]", "dimension 1"}},
         {bad_slice_begin, FO_ERR_SHAPE, {"fo_slice", "[3,4]", "outside"}},
         {bad_reshape, FO_ERR_SHAPE, {"fo_reshape", "[3,4]", "number of elements"}},

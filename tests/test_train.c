@@ -324,6 +324,16 @@ static void test_moving_average(void) {
     ws = fo_workspace_create(fo, flow, 8);
     CHECK(fo_log_prob(ws, data, 0, 20, 0, lp[2]) == FO_OK);
     CHECK(memcmp(lp[1], lp[2], sizeof lp[1]) == 0);
+    {
+        watch         w;
+        fo_train_desc d = plain(&w, 13, 8);
+        d.ema = d.weight_decay = -1; /* none from here on, whatever it was */
+        flow->train.desc.weight_decay = 0.5;
+        CHECK(fo_train(flow, data, &d) == FO_OK && flow->train.ema == NULL);
+        d = fo_flow_train_desc(flow);
+        CHECK(d.ema == 0 && d.weight_decay == 0);
+        CHECK(fo_log_prob(ws, data, 0, 20, 0, lp[0]) == FO_OK && lp[0][0] != lp[1][0]);
+    }
     fo_close(fo);
 }
 
@@ -534,7 +544,7 @@ static void test_presets(void) {
 
 static void test_bad_descs(void) {
     static const char *const say[] = {
-        "batch=-1", "lr=-1", "lr=nan", "beta", "beta", "eps", "ema=1", "weight_decay=-1",
+        "batch=-1", "lr=-1", "lr=nan", "beta", "beta", "eps", "ema=1", "weight_decay=nan",
         "warmup=-1", "optimizer", "schedule", "on_nan", "cosine", "step_every", "batch=2000000"};
     int i;
     for (i = 0; i < COUNT(say); i++) {
@@ -551,7 +561,7 @@ static void test_bad_descs(void) {
         case 4: d.beta2 = -0.5; break;
         case 5: d.eps = -1; break;
         case 6: d.ema = 1; break;
-        case 7: d.weight_decay = -1; break;
+        case 7: d.weight_decay = NAN; break;
         case 8: d.warmup = -1; break;
         case 9: d.optimizer = (fo_optimizer)9; break;
         case 10: d.schedule = (fo_schedule)9; break;
@@ -588,7 +598,7 @@ static void test_bad_descs(void) {
 
 /* A copy of the checkpoint `from` with one thing changed. */
 enum { SAME, NO_TEXT, OTHER_TEXT, BAD_TEXT, NO_WEIGHT, WRONG_SHAPE, WRONG_RANK, WRONG_TYPE,
-       NO_MOMENT, WRONG_MOMENT, BAD_STATE, MINUS_STATE, NO_EMA, NO_BUFFER };
+       NO_MOMENT, WRONG_MOMENT, BAD_STATE, MINUS_STATE, NO_EMA, NO_BUFFER, NO_FIRST };
 
 static void tamper(fo_context *fo, const char *from, const char *to, int what) {
     fo_archive *a = fo_archive_open(fo, from);
@@ -617,7 +627,8 @@ static void tamper(fo_context *fo, const char *from, const char *to, int what) {
             if (what == WRONG_TYPE)
                 array.type = IS_DOUBLE ? FO_I64 : FO_I32;
         }
-        if ((what == NO_MOMENT && strcmp(array.name, "adam.v.1.scale") == 0) ||
+        if ((what == NO_FIRST && strcmp(array.name, "1.scale") == 0) ||
+            (what == NO_MOMENT && strcmp(array.name, "adam.v.1.scale") == 0) ||
             (what == NO_EMA && strcmp(array.name, "ema.1.scale") == 0) ||
             (what == NO_BUFFER && strcmp(array.name, "0.std") == 0))
             continue;
@@ -638,7 +649,8 @@ static void test_checkpoints(void) {
         {WRONG_TYPE, {"1.net.0.weight", IS_DOUBLE ? "I64" : "I32"}, 0},
         {NO_MOMENT, {NULL, NULL}, 0}, {WRONG_MOMENT, {"adam.v.1.net.0.weight", "[12]"}, 0},
         {BAD_STATE, {"training state", "step"}, 0}, {MINUS_STATE, {"training state", ""}, 0},
-        {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0}};
+        {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0},
+        {NO_FIRST, {" 1.scale", "missing"}, 0}}; /* and not adam.m.1.scale in its place */
     static fo_real rows[20][4];
     const char    *path = FILE_NAME("good"), *bad = FILE_NAME("bad");
     fo_context    *fo = open_with(5, FO_SIMD_AUTO, 1);
