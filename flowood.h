@@ -656,7 +656,8 @@ typedef struct fo_train_desc {
     int64_t  step_every;      /* STEP: multiply lr by step_factor every so many steps    */
     double   step_factor;     /* 0.1                                                     */
     double   ema;             /* decay of a moving average of the weights that scoring then uses;
-                                 default 0: none; < 0: none whatever it was              */
+                                 default 0: none; < 0: none whatever it was. The running
+                                 statistics of batch norm are not its own: fo_recalibrate */
     uint64_t seed;            /* 0: the context's                                        */
     /* Negative training (appendix B of the paper): the second half of every batch comes from
        here, and its likelihood is lowered until it falls below -negative_floor nats per sample
@@ -7059,19 +7060,19 @@ fo_preset fo_preset_at(int i) {
         {"realnvp-tiny", "the same with 16 channels and 2 blocks",
          FO__REALNVP("16", "32", "64", "2", "2"), 1e-3, 0, 0, 0, 64, 0},
         {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
-         FO__IMAGE FO__CHECK("8", "16", "2"), 1e-3, 0, 0.99, 0, 32, 0},
+         FO__IMAGE FO__CHECK("8", "16", "2"), 1e-3, 0, 0, 0, 32, 0},
         {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
          FO__IMAGE "8* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
-         1e-3, 0, 0.99, 0, 32, 0},
+         1e-3, 0, 0, 0, 32, 0},
         {"horizontal3", "the same with 3 layers",
          FO__IMAGE "3* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
-         1e-3, 0, 0.99, 0, 32, 0},
+         1e-3, 0, 0, 0, 32, 0},
         {"cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",
          FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2\n",
-         1e-3, 0, 0.99, 0, 32, 0},
+         1e-3, 0, 0, 0, 32, 0},
         {"cycle-resnet-neck", "the same through a bottleneck of 10",
          FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2 neck=10\n",
-         3e-3, 0, 0.99, 0, 16, 0},
+         3e-3, 0, 0, 0, 16, 0},
         {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
          FO__GLOW("16", "highway channels=200"), 5e-5, 0, 0, 0, 32, 1},
         {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
