@@ -7021,15 +7021,19 @@ const char *fo_flow_text(fo_flow *flow) {
 /* ---- presets --------------------------------------------------------------------------------- */
 
 #define FO__IMAGE "dequantize\nlogit alpha=0.05\n"
-/* RealNVP with K channels: three scales of couplings for colour, two for grey images. */
-#define FO__CHECK(n, k, b)                                                                         \
-    n "* coupling mask=checkerboard:% net=resnet channels=" k " blocks=" b "\n"
-#define FO__CHANNEL(k, b) "3* coupling mask=channel:% net=resnet channels=" k " blocks=" b "\n"
+/* n couplings under one mask, with MLPs of bottleneck l, or ResNets of k channels and b blocks. */
+#define FO__MLPS(n, mask, l)                                                                       \
+    n "* coupling mask=" mask ":% net=mlp hidden=512 bottleneck=" l "\n"
+#define FO__RESNETS(n, mask, k, b)                                                                 \
+    n "* coupling mask=" mask ":% net=resnet channels=" k " blocks=" b "\n"
+/* A scale of RealNVP before the last, and the last. */
+#define FO__SCALE(k, k2, b)                                                                        \
+    FO__RESNETS("3", "checkerboard", k, b) "squeeze\n" FO__RESNETS("3", "channel", k2, b) "split\n"
+#define FO__LAST(k, b) FO__RESNETS("4", "checkerboard", k, b)
+/* Two scales for grey images, behind --- three for colour, with as many blocks as `colour` says. */
 #define FO__REALNVP(k, k2, k4, b, colour)                                                          \
-    FO__IMAGE FO__CHECK("3", k, b) "squeeze\n" FO__CHANNEL(k2, b) "split\n" FO__CHECK("4", k2, b)  \
-    "---\n" FO__IMAGE FO__CHECK("3", k, colour) "squeeze\n" FO__CHANNEL(k2, colour) "split\n"      \
-    FO__CHECK("3", k2, colour) "squeeze\n" FO__CHANNEL(k4, colour) "split\n"                       \
-    FO__CHECK("4", k4, colour)
+    FO__IMAGE FO__SCALE(k, k2, b) FO__LAST(k2, b)                                                  \
+    "---\n" FO__IMAGE FO__SCALE(k, k2, colour) FO__SCALE(k2, k4, colour) FO__LAST(k4, colour)
 /* Glow: steps of actnorm, 1x1 convolution and coupling, as one line that repeats. */
 #define FO__STEPS(n, net) n "* actnorm; conv1x1; coupling mask=channel:0 net=" net "\n"
 #define FO__GLOW(n, net)                                                                           \
@@ -7039,16 +7043,16 @@ fo_preset fo_preset_at(int i) {
     /* name, about, body; learning rate, of colour, moving average, weight decay, batch, rmsprop */
     const fo_preset presets[] = {
         {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
-         FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10\n",
+         FO__IMAGE FO__MLPS("8", "cycle", "10"),
          2e-3, 0, 0.999, 0, 128, 0},
         {"mlp-cycle-2", "the same with a bottleneck of 2",
-         FO__IMAGE "8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=2\n",
+         FO__IMAGE FO__MLPS("8", "cycle", "2"),
          2e-3, 0, 0.999, 0, 128, 0},
         {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
-         FO__IMAGE "8* coupling mask=checkerboard:% net=mlp hidden=512 bottleneck=10\n",
+         FO__IMAGE FO__MLPS("8", "checkerboard", "10"),
          5e-4, 0, 0.999, 0, 128, 0},
         {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
-         FO__IMAGE "8* coupling mask=horizontal:% net=mlp hidden=512 bottleneck=10\n",
+         FO__IMAGE FO__MLPS("8", "horizontal", "10"),
          5e-4, 0, 0.999, 0, 128, 0},
         {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
          "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n",
@@ -7060,18 +7064,18 @@ fo_preset fo_preset_at(int i) {
         {"realnvp-tiny", "the same with 16 channels and 2 blocks",
          FO__REALNVP("16", "32", "64", "2", "2"), 1e-3, 0, 0, 0, 64, 0},
         {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
-         FO__IMAGE FO__CHECK("8", "16", "2"), 1e-3, 0, 0, 0, 32, 0},
+         FO__IMAGE FO__RESNETS("8", "checkerboard", "16", "2"), 1e-3, 0, 0, 0, 32, 0},
         {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
-         FO__IMAGE "8* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
+         FO__IMAGE FO__RESNETS("8", "horizontal", "16", "2"),
          1e-3, 0, 0, 0, 32, 0},
         {"horizontal3", "the same with 3 layers",
-         FO__IMAGE "3* coupling mask=horizontal:% net=resnet channels=16 blocks=2\n",
+         FO__IMAGE FO__RESNETS("3", "horizontal", "16", "2"),
          1e-3, 0, 0, 0, 32, 0},
         {"cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",
-         FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2\n",
+         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2"),
          1e-3, 0, 0, 0, 32, 0},
         {"cycle-resnet-neck", "the same through a bottleneck of 10",
-         FO__IMAGE "8* coupling mask=cycle:% net=resnet channels=16 blocks=2 neck=10\n",
+         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 neck=10"),
          3e-3, 0, 0, 0, 16, 0},
         {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
          FO__GLOW("16", "highway channels=200"), 5e-5, 0, 0, 0, 32, 1},

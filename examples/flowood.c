@@ -610,9 +610,12 @@ static int presets(options *o) {
     fo_preset p;
     int       i;
     (void)o;
-    for (i = 0; (p = fo_preset_at(i)).name; i++)
-        printf("%-18s %s (batch %d, lr %g%s)\n", p.name, p.about, p.batch, p.lr,
-               p.colour_lr > 0 ? ", of colour twice that" : "");
+    for (i = 0; (p = fo_preset_at(i)).name; i++) {
+        printf("%-18s %s (batch %d, lr %g", p.name, p.about, p.batch, p.lr);
+        if (p.colour_lr > 0)
+            printf(", of colour %g", p.colour_lr);
+        puts(")");
+    }
     return 0;
 }
 
