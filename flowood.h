@@ -49,8 +49,9 @@
      MANUAL   about  program  contents  build  glossary  contracts  math
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-train
               api-detect  api-check
-     IMPL     platform  memory  random  parallel  simd  kernels  data  metrics  tape  ops  nets
-              masks  layers  flow  train  checkpoint  detect  check  context
+     IMPL     platform  memory  random  parallel  simd  kernels  data  metrics  tape  ops
+              convolution  normalization  op-table  nets  masks  layers  flow  text  presets
+              workspace  train  checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -321,23 +322,9 @@ struct fo_tensor {
     fo_tensor  **in;
     int          n_in;
     const void  *args;         /* the op's own constants, copied by fo_apply              */
-    unsigned     fresh;        /* in backward, bit i: in[i]->grad is unwritten: set it    */
+    unsigned     overwrite;    /* in backward, bit i: in[i]->grad holds nothing yet: set it */
     int64_t      scratch_size; /* shape() may ask for this many numbers of scratch        */
     fo_real     *scratch;      /* they are here while the op runs, with any content       */
-    struct {                   /* private: filled by the planner                          */
-        fo_tensor *data_of, *grad_of; /* whose storage this one shares (itself, mostly)   */
-        int        needs_grad, is_output, written;
-        int        last, until;       /* last use in forward; in backward (-1: none)      */
-        int64_t    data_at, grad_at, param_at; /* offsets in their pools; -1: none        */
-        int        kept, is_buffer;   /* data must survive from forward to backward       */
-        int64_t    work_at[2];        /* scratch in forward and in backward; -1: none     */
-        fo_real   *work[2];
-        int        again_from, again_to; /* times of backward in which it is needed again */
-        int        is_again;          /* it was made again since the last forward         */
-        int64_t    again_at;          /* where it is then; -1: kept, or not needed        */
-        fo_real   *first, *again;     /* its data in forward and in backward              */
-        unsigned   zero;              /* in backward, bit i: set in[i]->grad to zero      */
-    } plan;
 };
 
 enum { /* what an op promises or needs */
@@ -346,9 +333,9 @@ enum { /* what an op promises or needs */
     FO_ELEMENTWISE  = 4,  /* may be called for ranges of out's elements, on many threads;
                              touches only the same range of inputs of out's size          */
     FO_IN_PLACE     = 8,  /* forward may write over in[0]->data                           */
-    FO_SETS_FRESH   = 16, /* backward honours `fresh`; else fresh gradients come zeroed   */
+    FO_OVERWRITES   = 16, /* backward looks at `overwrite`; else new gradients are zeros  */
     FO_VIEW         = 32, /* shares data and gradient with in[0]: no forward, no backward */
-    FO_CHEAP        = 64  /* in[0] is kept anyway: forward again in backward, not kept    */
+    FO_CHEAP        = 64  /* recomputed in backward instead of kept; in[0] is kept anyway */
 };
 
 /* One op: shape, forward, backward. Built-in ops and yours use this one interface.
@@ -376,7 +363,7 @@ FO_API void        fo_tape_free(fo_tape *tape);
 FO_API fo_context *fo_tape_context(const fo_tape *tape);
 /* A leaf that you fill before each fo_forward; needs_grad: also make its gradient. */
 FO_API fo_tensor *fo_input(fo_tape *tape, int rank, const int64_t *dim, int needs_grad);
-/* A learned leaf. Names are unique; asking again for a name gives the same parameter. */
+/* A learned leaf. Names are unique; asking twice for a name gives the same parameter. */
 FO_API fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *dim,
                            fo_init init);
 /* A leaf that is kept and saved like a parameter but not learned: an op may write to its data. */
@@ -437,7 +424,7 @@ typedef enum fo_norm_mode {
 } fo_norm_mode;
 typedef struct fo_norm {
     fo_norm_mode mode;
-    int          again;    /* this forward repeats the last one: update nothing                  */
+    int          recompute; /* this forward repeats the last one: update nothing                 */
     int64_t      rows;     /* samples of the batch that count, the first ones; 0: all            */
     int64_t      measured; /* MEASURE: samples of earlier batches, to be added up by the caller  */
 } fo_norm;
@@ -456,7 +443,7 @@ FO_API fo_tensor *fo_crelu(fo_tensor *x);         /* relu(x) and relu(-x) along 
    ============================================================================================= */
 /* Which network a coupling uses. The mlp: `depth` hidden layers of `hidden` units, then, if
    bottleneck > 0, a layer of `bottleneck` units without activation and `depth` more hidden
-   layers; the output layer starts at zero, so that a fresh coupling is the identity. */
+   layers; the output layer starts at zero, so that an untrained coupling is the identity. */
 typedef struct fo_net {
     const char *kind;   /* NULL: "mlp"; or the name of a registered net          */
     int hidden;         /* 0: 512                                                */
@@ -665,7 +652,7 @@ typedef struct fo_train_desc {
     const fo_data *negative;
     double   negative_floor;
     double   memory_mb;       /* MB for all that training needs beyond the weights: activations of
-                                 couplings that do not fit are computed again in backward, to
+                                 couplings that do not fit are recomputed in backward, to
                                  the same bits; default 0: keep all                        */
     fo_on_nan on_nan;
     /* Progress: called about ten times a second and at the end; nonzero stops, state intact. */
@@ -1151,7 +1138,7 @@ typedef int32_t fo__four_index __attribute__((vector_size(16)));
 #endif
 
 /* Turns a square of 4 x 4: to[i][j] = from[j][i]. Of its rows `rows` exist, the last repeats. */
-static inline void fo__turn4(const float *from, int64_t from_row, int64_t rows, float *to,
+static inline void fo__transpose4(const float *from, int64_t from_row, int64_t rows, float *to,
                              int64_t to_row) {
     const fo__four_index low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
     fo__four v[4], w[4];
@@ -1209,17 +1196,24 @@ static inline int64_t fo__column(int64_t j, int64_t run, int64_t step, int64_t c
     return j < run ? j * col : j / run * step + j % run * col;
 }
 
-/* A 3 x 3 convolution of stride 1 by tiles of 2 x 2 outputs: see fo__tiles_run. Tiles lie in rows
-   of `wide`, of which the last is no tile: so a tile and its neighbours keep their distances over
-   the ends of rows, and all of them are one run of numbers. */
-typedef struct fo__tiles {
-    int64_t in, out;          /* maps */
-    int64_t h, w, oh, ow;     /* pixels of an input and of an output map */
+/* Winograd's F(2x2, 3x3): see fo__winograd_run. Every tile of 2 x 2 outputs reads 4 x 4 inputs,
+   which overlap those of its neighbours by two. Padded rows are stored by even and by odd columns,
+   so that what neighbouring tiles read at the same place lies side by side, and lanes are tiles:
+
+     columns of a padded row     0 1 2 3 4 5 6 7        in memory   even  0 2 4 6
+     tile 0 reads               [0 1 2 3]                           odd   1 3 5 7
+     tile 1 reads                   [2 3 4 5]           tile q: even[q], odd[q], even[q+1], odd[q+1]
+
+   Tiles lie in rows of `wide`, of which the last is no tile: a tile and its neighbours keep their
+   distances over the ends of rows, and all tiles of a block are one run in memory. */
+typedef struct fo__winograd {
+    int64_t in, out;          /* channels */
+    int64_t h, w, oh, ow;     /* pixels of an input and of an output channel */
     int64_t padding;
-    int64_t high, wide;       /* rows of tiles of a map, tiles of a row + 1 */
+    int64_t high, wide;       /* rows of tiles of a channel, tiles of a row + 1 */
     int64_t rows, n;          /* of a block: rows of tiles, and room for its tiles */
-    int64_t plane, frame;     /* of one map: a quarter of its pixels; room for all four */
-} fo__tiles;
+    int64_t plane, frame;     /* of one channel: a quarter of its pixels; room for all four */
+} fo__winograd;
 
 /* Normalization of one channel: y = max((x - mean) * gain + shift, floor). */
 typedef struct fo__norm_line { fo_real mean, gain, shift, floor; } fo__norm_line;
@@ -1257,11 +1251,11 @@ struct fo__kernels {
     /* dx = (add ? dx : 0) + k[0] dz + k[1] (x - mean) + k[2] */
     void (*norm_grad)(int64_t n, const fo__norm_line *line, const fo_real k[3], int add,
                       const fo_real *x, const fo_real *dy, fo_real *dx);
-    /* One map, tile rows [begin,end): 4 x 4 inputs of each tile to 16 numbers, `step` apart; and 16
-       numbers to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: this path has no tiles. */
-    void (*tiles_in)(const fo__tiles *g, const fo_real *x, int64_t begin, int64_t end,
+    /* One channel, tile rows [begin,end): 4 x 4 inputs of each tile to 16 values, `step` apart; and
+       16 values to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: this path has none. */
+    void (*winograd_input)(const fo__winograd *g, const fo_real *x, int64_t begin, int64_t end,
                      fo_real *frame, fo_real *v, int64_t step);
-    void (*tiles_out)(const fo__tiles *g, const fo_real *m, int64_t step, int64_t begin,
+    void (*winograd_output)(const fo__winograd *g, const fo_real *m, int64_t step, int64_t begin,
                       int64_t end, fo_real *frame, fo_real bias, int add, fo_real *y);
     /* One step of Adam; decay < 1 makes it AdamW; ema, if any, is a moving average of p. */
     void (*adam)(int64_t n, const fo__adam *o, fo_real *p, const fo_real *g, fo_real *m,
@@ -1355,7 +1349,7 @@ FO__INLINE void FO__(store)(float *p, FO__V v, int64_t left) {
 FO__INLINE FO__V FO__(pick)(FO__I mask, FO__V a, FO__V b) {
     return (FO__V)((mask & (FO__I)a) | (~mask & (FO__I)b));
 }
-/* From two vectors the numbers at even places, at odd places, and the two in turn. */
+/* From two vectors the elements at even places, at odd places, and the two interleaved. */
 #if FO__W == 16
 #define FO__EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define FO__ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
@@ -1772,12 +1766,12 @@ FO__TARGET static void FO__(tile)(const fo__product *g, int64_t i0, int64_t m, i
 }
 
 /* k rows of n numbers of B into a panel, made up to whole vectors with numbers nobody stores.
-   Where B lies the other way (the weights of y = x W^T), squares of 4 x 4 are turned. */
+   Where B is transposed (the weights of y = x W^T), squares of 4 x 4 are transposed back. */
 FO__TARGET static void FO__(pack)(const fo__product *g, int64_t first, int64_t k, int64_t j0,
                                   int64_t n, float *panel) {
     const int64_t b_row = g->b_row, b_col = g->b_col;
     const float  *b = g->b + first * b_row + j0 * b_col;
-    int64_t p, j, columns = (n + FO__W - 1) / FO__W * FO__W, turned = b_row == 1 ? k / 4 * 4 : 0;
+    int64_t p, j, columns = (n + FO__W - 1) / FO__W * FO__W, squares = b_row == 1 ? k / 4 * 4 : 0;
     if (b_col == 1) {
         for (p = 0; p < k; p++)
             for (j = 0; j < n; j += FO__W)
@@ -1785,10 +1779,10 @@ FO__TARGET static void FO__(pack)(const fo__product *g, int64_t first, int64_t k
         return;
     }
     for (j = 0; j < columns; j += 4)
-        for (p = 0; p < turned; p += 4)
-            fo__turn4(b + p + FO__MIN(j, n - 1) * b_col, b_col, FO__MAX(n - j, 1),
+        for (p = 0; p < squares; p += 4)
+            fo__transpose4(b + p + FO__MIN(j, n - 1) * b_col, b_col, FO__MAX(n - j, 1),
                       panel + p * FO__NR + j, FO__NR);
-    for (p = turned; p < k; p++)
+    for (p = squares; p < k; p++)
         for (j = 0; j < columns; j++)
             panel[p * FO__NR + j] = b[p * b_row + FO__MIN(j, n - 1) * b_col];
 }
@@ -1835,7 +1829,7 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 #if FO__KERNEL_PASS > 1
 /* Lines [begin,end) of a map with zeros around it, begin even, into four planes: by even and odd
    lines, and of each by even and odd columns. Line y of the map is line y + padding. */
-FO__TARGET static void FO__(tiles_split)(const fo__tiles *g, const float *map, int64_t begin,
+FO__TARGET static void FO__(winograd_split)(const fo__winograd *g, const float *map, int64_t begin,
                                          int64_t end, float *frame) {
     const int64_t p = g->padding, w = g->w, evens = (w + 1) / 2, odds = w / 2;
     int64_t       r, k, i;
@@ -1865,13 +1859,13 @@ FO__TARGET static void FO__(tiles_split)(const fo__tiles *g, const float *map, i
 }
 
 /* v = B^T d B for each tile's d of 4 x 4. */
-FO__TARGET static void FO__(tiles_in)(const fo__tiles *g, const float *x, int64_t begin,
+FO__TARGET static void FO__(winograd_input)(const fo__winograd *g, const float *x, int64_t begin,
                                       int64_t end, float *frame, float *v, int64_t step) {
     const int64_t n = (end - begin) * g->wide;
     FO__V         d[4][4], t[4][4];
     int64_t       q;
     int           i, j;
-    FO__(tiles_split)(g, x, 2 * begin, 2 * end + 2, frame);
+    FO__(winograd_split)(g, x, 2 * begin, 2 * end + 2, frame);
     for (q = 0; q < n; q += FO__W, v += FO__W, frame += FO__W) {
         FO__EACH(i, 4)
             FO__EACH(j, 4)
@@ -1893,7 +1887,7 @@ FO__TARGET static void FO__(tiles_in)(const fo__tiles *g, const float *x, int64_
 }
 
 /* y = A^T m A: 2 x 2 outputs from each tile's 4 x 4 products. */
-FO__TARGET static void FO__(tiles_out)(const fo__tiles *g, const float *m, int64_t step,
+FO__TARGET static void FO__(winograd_output)(const fo__winograd *g, const float *m, int64_t step,
                                        int64_t begin, int64_t end, float *frame, float bias,
                                        int add, float *y) {
     const int64_t n = (end - begin) * g->wide, line = g->frame / 2;
@@ -1946,7 +1940,7 @@ static void FO__(kernels)(fo__kernels *out) {
 #if FO__KERNEL_PASS == 1
     NULL, NULL,
 #else
-    FO__(tiles_in), FO__(tiles_out),
+    FO__(winograd_input), FO__(winograd_output),
 #endif
     FO__(adam)
 };
@@ -3199,7 +3193,7 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
               it up, backward walks it down; every tensor has one producer
    Memory     time runs 0..n-1 in forward, n..2n-1 in backward (op i is undone at 2n-1-i). Every
               array lives for an interval of that time, an op's own scratch for two moments. Two
-              pools: `kept` arrays are alive across the turn, `scratch` ones are not, so that
+              pools: `kept` arrays live on from forward to backward, `scratch` ones do not, so that
               several tapes which never run at once may share one scratch block. Offsets: first
               fit among the intervals that overlap.
    Cost       planning is quadratic in the number of ops (hundreds), and done once
@@ -3217,6 +3211,26 @@ typedef struct fo__params {
     int        frozen; /* the block is placed: no new names */
 } fo__params;
 
+/* What the planner knows of a tensor; it lies behind it. */
+typedef struct fo__plan {
+    fo_tensor *data_of, *grad_of;   /* whose storage this one shares (itself, mostly)     */
+    int        needs_grad, is_output, written;
+    int        last, until;         /* last use in forward; in backward (-1: none)        */
+    int64_t    data_at, grad_at, param_at; /* offsets in their pools; -1: none            */
+    int        kept, is_buffer;     /* data must survive from forward to backward         */
+    int64_t    work_at[2];          /* scratch in forward and in backward; -1: none       */
+    fo_real   *work[2];
+    int        recompute_from, recompute_to; /* times of backward in which it is needed   */
+    int        is_recomputed;       /* since the last forward                             */
+    int64_t    recompute_at;        /* where it is then; -1: kept, or not needed          */
+    fo_real   *first, *recomputed;  /* its data in forward and in backward                */
+    unsigned   zero;                /* in backward, bit i: set in[i]->grad to zero        */
+} fo__plan;
+
+typedef struct fo__node { fo_tensor tensor; fo__plan plan; } fo__node;
+
+static fo__plan *fo__plan_of(const fo_tensor *t) { return &((fo__node *)(uintptr_t)t)->plan; }
+
 struct fo_tape {
     fo__arena   arena;
     fo_context *fo;
@@ -3227,7 +3241,7 @@ struct fo_tape {
     fo__arena  *params_arena;
     const char *prefix;       /* put before the names of parameters: "3.net." */
     fo_norm     norm;  /* of all batch norms on it */
-    int         again; /* in backward: forwards only repeat what was done */
+    int         recomputing; /* in backward: forwards only repeat what was done */
     int         failed, planned, train;
     int64_t     kept_size, scratch_size;
 };
@@ -3299,8 +3313,9 @@ static fo_result fo__set_dims(fo_tensor *t, int rank, const int64_t *dim) {
     return FO_OK;
 }
 
-static fo_tensor *fo__node(fo_tape *tape, const fo_op *op, int n_in) {
+static fo_tensor *fo__node_open(fo_tape *tape, const fo_op *op, int n_in) {
     fo_tensor **nodes, *t;
+    fo__plan   *p;
     if (tape == NULL)
         return NULL;
     if (tape->planned || tape->failed) {
@@ -3309,27 +3324,27 @@ static fo_tensor *fo__node(fo_tape *tape, const fo_op *op, int n_in) {
                      "an op was added after fo_tape_plan: record everything first, then plan");
         return NULL;
     }
-    tape->failed = 1; /* until fo__node_done */
+    tape->failed = 1; /* until fo__node_close */
     nodes = (fo_tensor **)fo__grow(&tape->arena, tape->nodes, tape->count, &tape->room,
                                    sizeof *nodes);
     if (nodes == NULL)
         return NULL;
     tape->nodes = nodes;
-    t = (fo_tensor *)fo__arena_alloc(&tape->arena, sizeof *t);
+    t = (fo_tensor *)fo__arena_alloc(&tape->arena, sizeof(fo__node));
     if (t == NULL)
         return NULL;
     t->tape = tape;
     t->op   = op;
     t->n_in = n_in;
-    t->plan.data_of = t->plan.grad_of = t;
-    t->plan.data_at = t->plan.grad_at = t->plan.param_at = -1;
-    t->plan.last = t->plan.until = t->plan.again_from = -1;
-    t->plan.again_at = -1;
-    t->plan.work_at[0] = t->plan.work_at[1] = -1;
+    p       = fo__plan_of(t);
+    p->data_of = p->grad_of = t;
+    p->data_at = p->grad_at = p->param_at = p->recompute_at = -1;
+    p->last = p->until = p->recompute_from = -1;
+    p->work_at[0] = p->work_at[1] = -1;
     return t;
 }
 
-static fo_tensor *fo__node_done(fo_tensor *t) {
+static fo_tensor *fo__node_close(fo_tensor *t) {
     fo_tape *tape = t->tape;
     tape->nodes[tape->count++] = t;
     tape->failed = 0;
@@ -3337,11 +3352,11 @@ static fo_tensor *fo__node_done(fo_tensor *t) {
 }
 
 fo_tensor *fo_input(fo_tape *tape, int rank, const int64_t *dim, int needs_grad) {
-    fo_tensor *t = fo__node(tape, NULL, 0);
+    fo_tensor *t = fo__node_open(tape, NULL, 0);
     if (t == NULL || fo__set_dims(t, rank, dim) != FO_OK)
         return NULL;
-    t->plan.needs_grad = needs_grad;
-    return fo__node_done(t);
+    fo__plan_of(t)->needs_grad = needs_grad;
+    return fo__node_close(t);
 }
 
 static fo__param *fo__param_find(const fo__params *params, const char *name) {
@@ -3405,7 +3420,7 @@ static fo_tensor *fo__named(fo_tape *tape, int is_buffer, const char *name, int 
         fo__fail(tape->fo, FO_ERR_ARGUMENT, "parameter name %.40s... is too long", name);
         return NULL;
     }
-    t = fo__node(tape, NULL, 0);
+    t = fo__node_open(tape, NULL, 0);
     if (t == NULL || fo__set_dims(t, rank, dim) != FO_OK)
         return NULL;
     p = fo__param_get(tape->fo, list, tape->params_arena, full, rank, dim, init);
@@ -3413,13 +3428,13 @@ static fo_tensor *fo__named(fo_tape *tape, int is_buffer, const char *name, int 
         return NULL;
     tape->failed = 0;
     for (i = 0; i < tape->count; i++)
-        if (tape->nodes[i]->plan.param_at == p->info.offset &&
-            tape->nodes[i]->plan.is_buffer == is_buffer)
+        if (fo__plan_of(tape->nodes[i])->param_at == p->info.offset &&
+            fo__plan_of(tape->nodes[i])->is_buffer == is_buffer)
             return tape->nodes[i];
-    t->plan.needs_grad = !is_buffer;
-    t->plan.is_buffer  = is_buffer;
-    t->plan.param_at   = p->info.offset;
-    return fo__node_done(t);
+    fo__plan_of(t)->needs_grad = !is_buffer;
+    fo__plan_of(t)->is_buffer  = is_buffer;
+    fo__plan_of(t)->param_at   = p->info.offset;
+    return fo__node_close(t);
 }
 
 fo_tensor *fo_param(fo_tape *tape, const char *name, int rank, const int64_t *dim, fo_init init) {
@@ -3438,7 +3453,7 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
     for (i = 0; i < n_in; i++)
         if (in[i] == NULL)
             return NULL;
-    t = fo__node(tape, op, n_in);
+    t = fo__node_open(tape, op, n_in);
     if (t == NULL)
         return NULL;
     t->in = (fo_tensor **)fo__arena_alloc(&tape->arena, (size_t)n_in * sizeof *in);
@@ -3450,7 +3465,7 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
     t->args = copy;
     for (i = 0; i < n_in; i++) {
         t->in[i] = in[i];
-        t->plan.needs_grad |= in[i]->plan.needs_grad;
+        fo__plan_of(t)->needs_grad |= fo__plan_of(in[i])->needs_grad;
         if (in[i]->tape != tape) {
             fo__fail(tape->fo, FO_ERR_ARGUMENT, "%s mixes tensors of two tapes", op->name);
             return NULL;
@@ -3458,12 +3473,12 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
     }
     if (op->shape(t) != FO_OK || fo__set_dims(t, t->rank, t->dim) != FO_OK)
         return NULL;
-    return fo__node_done(t);
+    return fo__node_close(t);
 }
 
 void fo_output(fo_tensor *tensor) {
     if (tensor)
-        tensor->plan.is_output = 1;
+        fo__plan_of(tensor)->is_output = 1;
 }
 
 /* ---- planning ------------------------------------------------------------------------------ */
@@ -3492,62 +3507,80 @@ static void fo__place(fo__interval *span, int i, int64_t *pool_size) {
 static void fo__plan_lifetimes(fo_tape *tape, int train) {
     int n = tape->count, i, k;
     for (i = 0; i < n; i++) {
-        fo_tensor *t = tape->nodes[i], *root;
+        fo_tensor *t = tape->nodes[i];
+        fo__plan  *p = fo__plan_of(t), *root;
         if (t->op && (t->op->flags & FO_VIEW)) {
-            t->plan.data_of = t->in[0]->plan.data_of;
-            t->plan.grad_of = t->in[0]->plan.grad_of;
+            p->data_of = fo__plan_of(t->in[0])->data_of;
+            p->grad_of = fo__plan_of(t->in[0])->grad_of;
         }
-        root = t->plan.data_of;
-        if (t->plan.is_output)
-            root->plan.last = n, root->plan.until = train ? 2 * n : -1, root->plan.is_output = 1;
+        root = fo__plan_of(p->data_of);
+        if (p->is_output) {
+            root->last      = n;
+            root->until     = train ? 2 * n : -1;
+            root->is_output = 1;
+        }
         if (!train)
-            t->plan.needs_grad = 0;
-        root->plan.last = FO__MAX(root->plan.last, i);
+            p->needs_grad = 0;
+        root->last = FO__MAX(root->last, i);
         for (k = 0; k < t->n_in; k++) {
-            fo_tensor *in = t->in[k]->plan.data_of;
-            in->plan.last = FO__MAX(in->plan.last, i);
-            if (t->plan.needs_grad && (t->op->flags & FO_READS_INPUT))
-                in->plan.until = FO__MAX(in->plan.until, 2 * n - 1 - i);
+            fo__plan *in = fo__plan_of(fo__plan_of(t->in[k])->data_of);
+            in->last     = FO__MAX(in->last, i);
+            if (p->needs_grad && (t->op->flags & FO_READS_INPUT))
+                in->until = FO__MAX(in->until, 2 * n - 1 - i);
         }
-        if (t->plan.needs_grad && t->op && (t->op->flags & FO_READS_OUTPUT))
-            root->plan.until = FO__MAX(root->plan.until, 2 * n - 1 - i);
-    }
-    for (i = 0; i < n; i++) { /* an op may write over an input that nobody reads afterwards */
-        fo_tensor *t = tape->nodes[i], *in;
-        if (t->op == NULL || !(t->op->flags & FO_IN_PLACE) || t->plan.data_of != t)
-            continue;
-        in = t->in[0]->plan.data_of;
-        if (in->plan.param_at < 0 && in->plan.last == i && in->plan.until < 0 && in->op &&
-            in->count == t->count) {
-            int j;
-            in->plan.last  = t->plan.last;
-            in->plan.until = t->plan.until;
-            for (j = i; j < n; j++)
-                if (tape->nodes[j]->plan.data_of == t)
-                    tape->nodes[j]->plan.data_of = in;
-        }
+        if (p->needs_grad && t->op && (t->op->flags & FO_READS_OUTPUT))
+            root->until = FO__MAX(root->until, 2 * n - 1 - i);
     }
 }
 
-/* A cheap value that backward reads is not kept but made again, from the first reader on; unless
+/* An op may write over an input that nobody reads afterwards. */
+static void fo__plan_in_place(fo_tape *tape) {
+    int n = tape->count, i, j;
+    for (i = 0; i < n; i++) {
+        fo_tensor *t = tape->nodes[i], *in;
+        fo__plan  *p = fo__plan_of(t), *q;
+        if (t->op == NULL || !(t->op->flags & FO_IN_PLACE) || p->data_of != t)
+            continue;
+        in = fo__plan_of(t->in[0])->data_of;
+        q  = fo__plan_of(in);
+        if (q->param_at >= 0 || q->last != i || q->until >= 0 || in->op == NULL ||
+            in->count != t->count)
+            continue;
+        q->last  = p->last;
+        q->until = p->until;
+        for (j = i; j < n; j++)
+            if (fo__plan_of(tape->nodes[j])->data_of == t)
+                fo__plan_of(tape->nodes[j])->data_of = in;
+    }
+}
+
+/* Does another tensor share the storage of node i? */
+static int fo__plan_is_shared(const fo_tape *tape, int i) {
+    int j;
+    for (j = 0; j < tape->count; j++)
+        if (j != i && fo__plan_of(tape->nodes[j])->data_of == tape->nodes[i])
+            return 1;
+    return 0;
+}
+
+/* A cheap value that backward reads is not kept but recomputed, from the first reader on; unless
    another tensor shares its storage, or its input may be gone. */
-static void fo__plan_again(fo_tape *tape) {
+static void fo__plan_recompute(fo_tape *tape) {
     int n = tape->count, i, j, k;
     for (i = 0; i < n; i++) {
         fo_tensor *t = tape->nodes[i];
-        int        shared = 0;
-        if (t->op == NULL || !(t->op->flags & FO_CHEAP) || t->plan.until < 0 || t->plan.is_output)
+        fo__plan  *p = fo__plan_of(t);
+        if (t->op == NULL || !(t->op->flags & FO_CHEAP) || p->until < 0 || p->is_output)
             continue;
-        for (j = 0; j < n; j++)
-            shared |= j != i && tape->nodes[j]->plan.data_of == t;
-        if (shared || t->plan.data_of != t || t->in[0]->plan.data_of->plan.until < t->plan.until)
+        if (p->data_of != t || fo__plan_is_shared(tape, i) ||
+            fo__plan_of(fo__plan_of(t->in[0])->data_of)->until < p->until)
             continue;
-        for (j = n - 1; j > i && t->plan.again_from < 0; j--)
+        for (j = i + 1; j < n; j++) /* the last reader in forward is the first in backward */
             for (k = 0; k < tape->nodes[j]->n_in; k++)
-                if (tape->nodes[j]->in[k]->plan.data_of == t)
-                    t->plan.again_from = 2 * n - 1 - j;
-        t->plan.again_to = t->plan.until;
-        t->plan.until    = -1;
+                if (fo__plan_of(tape->nodes[j]->in[k])->data_of == t)
+                    p->recompute_from = 2 * n - 1 - j;
+        p->recompute_to = p->until;
+        p->until        = -1;
     }
 }
 
@@ -3569,12 +3602,12 @@ static void fo__plan_data(fo_tape *tape, fo__pool *pool, int kept) {
     int i;
     for (i = 0; i < tape->count; i++) {
         fo_tensor *t = tape->nodes[i];
-        if (t->plan.param_at >= 0 || t->plan.data_of != t)
+        fo__plan  *p = fo__plan_of(t);
+        if (p->param_at >= 0 || p->data_of != t)
             continue;
-        t->plan.kept = t->plan.until >= 0;
-        if (t->plan.kept == kept)
-            t->plan.data_at = fo__pool_add(pool, t->count, t->op ? i : -1,
-                                           kept ? t->plan.until : t->plan.last);
+        p->kept = p->until >= 0;
+        if (p->kept == kept)
+            p->data_at = fo__pool_add(pool, t->count, t->op ? i : -1, kept ? p->until : p->last);
     }
 }
 
@@ -3584,29 +3617,32 @@ static void fo__plan_gradients(fo_tape *tape, fo__pool *pool) {
     int n = tape->count, i, j, k, birth;
     for (i = n - 1; i >= 0; i--) {
         fo_tensor *t = tape->nodes[i];
-        if (t->plan.param_at >= 0 || t->plan.grad_of != t || !t->plan.needs_grad)
+        fo__plan  *p = fo__plan_of(t);
+        if (p->param_at >= 0 || p->grad_of != t || !p->needs_grad)
             continue;
-        birth = t->plan.is_output ? n : 2 * n - 1;
+        birth = p->is_output ? n : 2 * n - 1;
         for (k = i + 1; k < n; k++)
             for (j = 0; j < tape->nodes[k]->n_in; j++)
-                if (tape->nodes[k]->in[j]->plan.grad_of == t)
+                if (fo__plan_of(tape->nodes[k]->in[j])->grad_of == t)
                     birth = FO__MIN(birth, 2 * n - 1 - k);
-        t->plan.grad_at = fo__pool_add(pool, t->count, birth, t->op ? 2 * n - 1 - i : 2 * n);
+        p->grad_at = fo__pool_add(pool, t->count, birth, t->op ? 2 * n - 1 - i : 2 * n);
     }
 }
 
-/* Cheap values, once more in backward; and what ops asked for, forward and backward. */
+/* Cheap values, recomputed in backward; and what ops asked for, forward and backward. */
 static void fo__plan_extras(fo_tape *tape, fo__pool *pool) {
     int n = tape->count, i;
     for (i = 0; i < n; i++) {
         fo_tensor *t = tape->nodes[i];
-        if (t->plan.again_from >= 0)
-            t->plan.again_at = fo__pool_add(pool, t->count, t->plan.again_from, t->plan.again_to);
+        fo__plan  *p = fo__plan_of(t);
+        if (p->recompute_from >= 0)
+            p->recompute_at = fo__pool_add(pool, t->count, p->recompute_from, p->recompute_to);
     }
     for (i = 0; i < 2 * n; i++) {
         fo_tensor *t = tape->nodes[i < n ? i : 2 * n - 1 - i];
-        if (t->scratch_size && (i < n || t->plan.needs_grad))
-            t->plan.work_at[i >= n] = fo__pool_add(pool, t->scratch_size, i, i);
+        fo__plan  *p = fo__plan_of(t);
+        if (t->scratch_size && (i < n || p->needs_grad))
+            p->work_at[i >= n] = fo__pool_add(pool, t->scratch_size, i, i);
     }
 }
 
@@ -3625,7 +3661,8 @@ static fo_result fo__tape_layout(fo_tape *tape, int train) {
     tape->train   = train;
     scratch       = kept; /* one after the other they use the same room */
     fo__plan_lifetimes(tape, train);
-    fo__plan_again(tape);
+    fo__plan_in_place(tape);
+    fo__plan_recompute(tape);
     fo__plan_data(tape, &kept, 1);
     fo__plan_data(tape, &scratch, 0);
     fo__plan_gradients(tape, &scratch);
@@ -3640,21 +3677,22 @@ static void fo__tape_bind(fo_tape *tape, fo_real *values, fo_real *grads, fo_rea
                           fo_real *kept, fo_real *scratch) {
     int i, k;
     for (i = 0; i < tape->count; i++) {
-        fo_tensor *t = tape->nodes[i], *d = t->plan.data_of, *g = t->plan.grad_of;
+        fo_tensor *t = tape->nodes[i];
+        fo__plan  *p = fo__plan_of(t), *d = fo__plan_of(p->data_of), *g = fo__plan_of(p->grad_of);
         for (k = 0; k < 2; k++)
-            t->plan.work[k] = t->plan.work_at[k] >= 0 ? scratch + t->plan.work_at[k] : NULL;
-        if (d->plan.is_buffer) { /* a buffer, or a view of one */
-            t->data = buffers + d->plan.param_at;
+            p->work[k] = p->work_at[k] >= 0 ? scratch + p->work_at[k] : NULL;
+        if (d->is_buffer) { /* a buffer, or a view of one */
+            t->data = buffers + d->param_at;
             t->grad = NULL;
-        } else if (d->plan.param_at >= 0) { /* likewise a parameter */
-            t->data = values + d->plan.param_at;
-            t->grad = tape->train ? grads + d->plan.param_at : NULL;
+        } else if (d->param_at >= 0) { /* likewise a parameter */
+            t->data = values + d->param_at;
+            t->grad = tape->train ? grads + d->param_at : NULL;
         } else {
-            t->data = (d->plan.kept ? kept : scratch) + d->plan.data_at;
-            t->grad = g->plan.grad_at >= 0 ? scratch + g->plan.grad_at : NULL;
+            t->data = (d->kept ? kept : scratch) + d->data_at;
+            t->grad = g->grad_at >= 0 ? scratch + g->grad_at : NULL;
         }
-        t->plan.first = t->data;
-        t->plan.again = t->plan.again_at >= 0 ? scratch + t->plan.again_at : NULL;
+        p->first      = t->data;
+        p->recomputed = p->recompute_at >= 0 ? scratch + p->recompute_at : NULL;
     }
 }
 
@@ -3720,13 +3758,14 @@ typedef struct fo__op_call {
 /* In pieces that stay in the first cache, where gradients begin as zeros. */
 static void fo__op_range(void *arg, int64_t begin, int64_t end) {
     const fo__op_call *call = (const fo__op_call *)arg;
-    const int64_t      most = call->out->plan.zero ? 2048 : end - begin;
+    const unsigned     zero = fo__plan_of(call->out)->zero;
+    const int64_t      most = zero ? 2048 : end - begin;
     int64_t            n;
     int                k;
     for (; begin < end; begin += n) {
         n = FO__MIN(most, end - begin);
-        for (k = 0; k < call->out->n_in && call->out->plan.zero; k++)
-            if (call->out->plan.zero >> k & 1)
+        for (k = 0; k < call->out->n_in; k++)
+            if (zero >> k & 1)
                 memset(call->out->in[k]->grad + begin, 0, (size_t)n * sizeof(fo_real));
         call->run(call->out, begin, begin + n);
     }
@@ -3749,13 +3788,14 @@ fo_result fo_forward(fo_tape *tape) {
         return tape ? tape->fo->failed : FO_ERR_ARGUMENT;
     if (!tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_forward before fo_tape_plan");
-    tape->again = 0;
+    tape->recomputing = 0;
     for (i = 0; i < tape->count && tape->fo->failed == FO_OK; i++) {
         fo_tensor *t = tape->nodes[i];
-        t->scratch = t->plan.work[0];
-        if (t->plan.again_at >= 0) {
-            t->data          = t->plan.first;
-            t->plan.is_again = 0;
+        fo__plan  *p = fo__plan_of(t);
+        t->scratch   = p->work[0];
+        if (p->recompute_at >= 0) {
+            t->data          = p->first;
+            p->is_recomputed = 0;
         }
         if (t->op && !(t->op->flags & FO_VIEW))
             fo__op_run(t, t->op->forward);
@@ -3763,27 +3803,30 @@ fo_result fo_forward(fo_tape *tape) {
     return tape->fo->failed;
 }
 
-/* Before op t is undone: which of its inputs must be made again, and which of their gradients are
+/* Before op t is undone: which of its inputs must be recomputed, and which of their gradients are
    written for the first time? */
 static void fo__open_gradients(fo_tensor *t) {
-    int k, j, again;
-    t->fresh = t->plan.zero = 0;
+    fo__plan *p = fo__plan_of(t);
+    int       k, j, twice;
+    t->overwrite = p->zero = 0;
     for (k = 0; k < t->n_in; k++) {
-        fo_tensor *in = t->in[k], *root = in->plan.grad_of, *made = in->plan.data_of;
-        if (made->plan.again_at >= 0 && !made->plan.is_again) {
-            made->plan.is_again = 1;
-            made->data          = made->plan.again;
-            fo__op_run(made, made->op->forward);
+        fo_tensor *in = t->in[k], *root = fo__plan_of(in)->grad_of;
+        fo_tensor *data = fo__plan_of(in)->data_of;
+        fo__plan  *made = fo__plan_of(data);
+        if (made->recompute_at >= 0 && !made->is_recomputed) {
+            made->is_recomputed = 1;
+            data->data          = made->recomputed;
+            fo__op_run(data, data->op->forward);
         }
-        if (in->grad == NULL || root->plan.written)
+        if (in->grad == NULL || fo__plan_of(root)->written)
             continue;
-        root->plan.written = 1;
-        for (again = 0, j = k + 1; j < t->n_in; j++) /* set by one use, it would lose the other */
-            again |= t->in[j]->plan.grad_of == root;
-        if ((t->op->flags & FO_SETS_FRESH) && !again)
-            t->fresh |= 1u << k;
-        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count && !again)
-            t->plan.zero |= 1u << k; /* by whoever runs the range */
+        fo__plan_of(root)->written = 1;
+        for (twice = 0, j = k + 1; j < t->n_in; j++) /* set by one use, it would lose the other */
+            twice |= fo__plan_of(t->in[j])->grad_of == root;
+        if ((t->op->flags & FO_OVERWRITES) && !twice)
+            t->overwrite |= 1u << k;
+        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count && !twice)
+            p->zero |= 1u << k; /* by whoever runs the range */
         else
             memset(in->grad, 0, (size_t)in->count * sizeof *in->grad);
     }
@@ -3793,39 +3836,41 @@ fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
     int i;
     if (tape == NULL || out == NULL || tape->fo->failed != FO_OK)
         return tape && tape->fo->failed ? tape->fo->failed : FO_ERR_ARGUMENT;
-    if (!tape->planned || !tape->train || out->grad == NULL || !out->plan.is_output)
+    if (!tape->planned || !tape->train || out->grad == NULL || !fo__plan_of(out)->is_output)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT,
                         "fo_backward needs a tape planned with train = 1 and an fo_output that "
                         "depends on a parameter or on an input with needs_grad");
     for (i = 0; i < tape->count; i++)
-        tape->nodes[i]->plan.written = 0;
-    tape->again = 1; /* what is made again updates no statistics */
+        fo__plan_of(tape->nodes[i])->written = 0;
+    tape->recomputing = 1; /* what is recomputed updates no statistics */
     if (grad)
         memcpy(out->grad, grad, (size_t)out->count * sizeof *grad);
-    out->plan.grad_of->plan.written = 1;
+    fo__plan_of(fo__plan_of(out)->grad_of)->written = 1;
     for (i = tape->count - 1; i >= 0 && tape->fo->failed == FO_OK; i--) {
         fo_tensor *t = tape->nodes[i];
-        if (t->op && t->grad && t->plan.grad_of->plan.written && !(t->op->flags & FO_VIEW)) {
-            fo__open_gradients(t);
-            t->scratch = t->plan.work[1];
-            fo__op_run(t, t->op->backward);
-            t->plan.zero = 0;
-        }
+        fo__plan  *p = fo__plan_of(t);
+        if (t->op == NULL || t->grad == NULL || !fo__plan_of(p->grad_of)->written ||
+            (t->op->flags & FO_VIEW))
+            continue;
+        fo__open_gradients(t);
+        t->scratch = p->work[1];
+        fo__op_run(t, t->op->backward);
+        p->zero = 0;
     }
     for (i = 0; i < tape->count; i++) { /* leaves that the loss does not depend on */
         fo_tensor *t = tape->nodes[i];
-        if (t->op == NULL && t->grad && !t->plan.written)
+        if (t->op == NULL && t->grad && !fo__plan_of(t)->written)
             memset(t->grad, 0, (size_t)t->count * sizeof *t->grad);
     }
     return tape->fo->failed;
 }
 
 /* ================================================================================================
-   >>ops           one block an op: shape, forward, backward; one row in the table at the end
+   >>ops           one block an op: elementwise, sums, products, places
 
    Letters    x, y, z inputs and output; dx, dy, dz their gradients; p the period of a broadcast
    Callers    the tape; users reach ops by the functions of >>api-ops
-   Convention backward adds, except where an op says FO_SETS_FRESH and its bit is set
+   Convention backward adds, except where an op says FO_OVERWRITES and its bit is set
    ============================================================================================= */
 #define FO__K(out) ((out)->tape->fo->kernels)
 
@@ -4051,10 +4096,10 @@ static void fo__matmul_backward(const fo_tensor *out, int64_t begin, int64_t end
     (void)begin, (void)end;
     if (a->grad) /* dA = dC B^T */
         fo__gemm(out->tape->fo, m, k, n, out->grad, n, 1, b->data, 1, n, a->grad, k, NULL,
-                 !(out->fresh & 1));
+                 !(out->overwrite & 1));
     if (b->grad) /* dB = A^T dC */
         fo__gemm(out->tape->fo, k, n, m, a->data, 1, k, out->grad, n, 1, b->grad, n, NULL,
-                 !(out->fresh & 2));
+                 !(out->overwrite & 2));
 }
 
 static fo_result fo__linear_shape(fo_tensor *out) {
@@ -4079,13 +4124,13 @@ static void fo__linear_backward(const fo_tensor *out, int64_t begin, int64_t end
     (void)begin, (void)end;
     if (x->grad) /* dx = dy w */
         fo__gemm(out->tape->fo, rows, i, o, out->grad, o, 1, w->data, i, 1, x->grad, i, NULL,
-                 !(out->fresh & 1));
+                 !(out->overwrite & 1));
     if (w->grad) /* dw = dy^T x */
         fo__gemm(out->tape->fo, o, i, rows, out->grad, 1, o, x->data, i, 1, w->grad, i, NULL,
-                 !(out->fresh & 2));
+                 !(out->overwrite & 2));
     if (out->n_in == 3 && out->in[2]->grad) { /* db = column sums of dy */
         fo_real *db = out->in[2]->grad;
-        if (out->fresh & 4)
+        if (out->overwrite & 4)
             memset(db, 0, (size_t)o * sizeof *db);
         for (r = 0; r < rows; r++)
             FO__K(out)->axpy(o, 1, out->grad + r * o, db);
@@ -4170,7 +4215,8 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
 #define fo__reshape_forward NULL
 #define fo__reshape_backward NULL
 
-/* ---- conv2d, conv2d_transpose ------------------------------------------------------------------
+/* ================================================================================================
+   >>convolution   conv2d, conv2d_transpose
 
    y[o,Y,X] = b[o] + sum over c,ky,kx of w[o,c,ky,kx] x[c, Y*stride + ky - padding, ...]
 
@@ -4180,20 +4226,27 @@ static fo_result fo__reshape_shape(fo_tensor *out) {
    patches is ever made.
      y   A = w, B = views of x in a frame
      dx  A = w read as [c, (o,ky,kx)], B = views of dy, its pixels `stride` apart in a frame; the
-         views in reverse order turn the kernel by half a turn
-     dw  turned: A = views of x, read in place, B = dy turned, a sample after the other
+         views in reverse order rotate the kernel by 180 degrees
+     dw  transposed: A = views of x, read in place, B = dy transposed, sample after sample
    A transposed convolution is the same with the roles of x and y exchanged. Threads share out
-   samples, or rows of dw: the bits of a result depend on neither. Where both sides have 8 maps or
-   more, y and dx of 3 x 3 with stride 1 go by tiles instead: see below.
-   --------------------------------------------------------------------------------------------- */
+   samples, or rows of dw: the bits of a result depend on neither. Where both sides have 8 channels
+   or more, y and dx of 3 x 3 with stride 1 use Winograd's algorithm instead: see below.
+   ============================================================================================= */
 typedef struct fo__conv_args { int64_t stride, padding; int transposed; } fo__conv_args;
 
-/* Pixel (y,x) of a map goes to (y * spread + top, x * spread + left) of a frame. Of a frame's
-   columns, those that are equal modulo `comb` lie side by side: a stride reads such a group. */
-typedef struct fo__frame { int64_t maps, h, w, spread, comb, top, left, rows, columns; } fo__frame;
+/* A frame is a picture with zeros around it and, for dx of a strided convolution, between its
+   pixels: (y,x) of a channel goes to (y * dilation + top, x * dilation + left). A convolution of
+   stride 2 reads every second column, so columns of equal remainder modulo `stride` are stored side
+   by side:
+
+     columns of the picture      0 1 2 3 4 5 6 7
+     order in memory, stride 2   0 2 4 6 1 3 5 7         every view is one run */
+typedef struct fo__frame {
+    int64_t channels, h, w, dilation, stride, top, left, rows, columns;
+} fo__frame;
 
 static int64_t fo__frame_column(const fo__frame *f, int64_t x) {
-    return x % f->comb * (f->columns / f->comb) + x / f->comb;
+    return x % f->stride * (f->columns / f->stride) + x / f->stride;
 }
 
 typedef struct fo__conv {
@@ -4202,10 +4255,10 @@ typedef struct fo__conv {
     int64_t        threads, frame_size, taps; /* taps: kh * kw */
     const fo_real *weight, *bias;
     int64_t       *at;     /* where the rows of views begin       */
-    fo_real       *frames; /* one a thread; by tiles: U, then a thread's frame, V and M */
-    fo_real       *dw;     /* [c*kh*kw, o]: dw turned             */
+    fo_real       *frames; /* one a thread; winograd: U, then a thread's frame, V and M */
+    fo_real       *dw;     /* [c*kh*kw, o]: dw transposed         */
     fo__frame      frame;
-    fo__tiles      tiles;
+    fo__winograd   winograd;
     fo__product    g;      /* what the products of all samples share */
     const fo_real *from;
     fo_real       *to;
@@ -4216,7 +4269,7 @@ static int64_t fo__conv_columns(const fo__conv *v) {
     return (v->w + 2 * v->padding + v->stride - 1) / v->stride * v->stride;
 }
 
-/* x is on the side of the larger maps, y on the other: input and output, or the reverse. */
+/* x is on the side of the larger pictures, y on the other: input and output, or the reverse. */
 static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
     const fo__conv_args *args = (const fo__conv_args *)out->args;
     const fo_tensor     *x = args->transposed ? out : out->in[0];
@@ -4243,16 +4296,17 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
     }
 }
 
-/* ---- by tiles: Winograd's F(2x2, 3x3) (Lavin and Gray 2016) ------------------------------------
+/* ---- winograd: F(2x2, 3x3), Lavin and Gray 2016 -----------------------------------------------
 
    Four neighbouring outputs of a 3 x 3 convolution take 36 products with its weights w. With a
    tile's 4 x 4 inputs d, y = A^T ((G w G^T) o (B^T d B)) A takes 16, place by place, and additions
-   that maps share. Over all maps that is a matrix product for each place k of the 16, M[k] =
-   U[k] V[k], of [out,in] and [in,tiles]. A block has as many tiles as keep V and M in the cache. */
-#define FO__TILES_ROOM 262144 /* numbers of V and M together */
+   that channels share. Over all channels that is a matrix product for each place k of the 16,
+   M[k] = U[k] V[k], of [out,in] and [in,tiles]. A block has as many tiles as keep V and M in the
+   cache. */
+#define FO__WINOGRAD_ROOM 262144 /* numbers of V and M together */
 
-static fo__tiles fo__tiles_of(const fo__conv *v, int to_x) {
-    fo__tiles g;
+static fo__winograd fo__winograd_of(const fo__conv *v, int to_x) {
+    fo__winograd g;
     int64_t   blocks;
     memset(&g, 0, sizeof g);
     g.in = to_x ? v->o : v->c, g.h = to_x ? v->oh : v->h, g.w = to_x ? v->ow : v->w;
@@ -4260,7 +4314,7 @@ static fo__tiles fo__tiles_of(const fo__conv *v, int to_x) {
     g.padding = to_x ? 2 - v->padding : v->padding;
     g.high    = (g.oh + 1) / 2;
     g.wide    = (g.ow + 1) / 2 + 1;
-    g.rows    = FO__MAX(FO__TILES_ROOM / (16 * (g.in + g.out)) / g.wide, 1);
+    g.rows    = FO__MAX(FO__WINOGRAD_ROOM / (16 * (g.in + g.out)) / g.wide, 1);
     if (g.rows < g.high) {
         blocks = (g.high + g.rows - 1) / g.rows;
         g.rows = (g.high + blocks - 1) / blocks;
@@ -4273,20 +4327,20 @@ static fo__tiles fo__tiles_of(const fo__conv *v, int to_x) {
     return g;
 }
 
-/* Worth it where many maps share the sums. */
-static int fo__conv_is_tiled(const fo__conv *v) {
-    return v->g.kernels->tiles_in && v->kh == 3 && v->kw == 3 && v->stride == 1 &&
+/* Worth it where many channels share the sums. */
+static int fo__conv_is_winograd(const fo__conv *v) {
+    return v->g.kernels->winograd_input && v->kh == 3 && v->kw == 3 && v->stride == 1 &&
            v->padding <= 2 && v->c >= 8 && v->o >= 8;
 }
 
 /* Frame, V and M of one thread. */
-static int64_t fo__tiles_work(const fo__tiles *g) {
+static int64_t fo__winograd_work(const fo__winograd *g) {
     return g->frame + 16 * (g->in + g->out) * g->n;
 }
 
-static int64_t fo__tiles_scratch(const fo__conv *v) {
-    const fo__tiles a = fo__tiles_of(v, 0), b = fo__tiles_of(v, 1);
-    return 16 * v->c * v->o + v->threads * FO__MAX(fo__tiles_work(&a), fo__tiles_work(&b));
+static int64_t fo__winograd_scratch(const fo__conv *v) {
+    const fo__winograd a = fo__winograd_of(v, 0), b = fo__winograd_of(v, 1);
+    return 16 * v->c * v->o + v->threads * FO__MAX(fo__winograd_work(&a), fo__winograd_work(&b));
 }
 
 /* Frames, dw and the table, which has the size of the longer of its two uses. */
@@ -4294,18 +4348,18 @@ static int64_t fo__conv_scratch(const fo__conv *v) {
     const int64_t table = FO__MAX(v->c, v->o) * v->taps * (int64_t)(sizeof(int64_t));
     const int64_t size  = v->threads * v->frame_size + (v->taps * v->c * v->o + 15) / 16 * 16 +
                          table / (int64_t)sizeof(fo_real) + 1;
-    return fo__conv_is_tiled(v) ? FO__MAX(size, fo__tiles_scratch(v)) : size;
+    return fo__conv_is_winograd(v) ? FO__MAX(size, fo__winograd_scratch(v)) : size;
 }
 
-/* Copies maps [begin,end) into a frame, whose zeros around and between the pixels stay. */
+/* Copies channels [begin,end) into a frame, whose zeros around and between the pixels stay. */
 static void fo__frame_fill(const fo__frame *f, const fo_real *x, int64_t begin, int64_t end,
                            fo_real *frame) {
-    const int inside = f->spread * f->comb == 1 && f->left >= 0 && f->left + f->w <= f->columns;
+    const int inside = f->dilation * f->stride == 1 && f->left >= 0 && f->left + f->w <= f->columns;
     int64_t   c, y, i, k;
     for (c = begin; c < end; c++)
         for (y = 0; y < f->h; y++) {
             const fo_real *from = x + (c * f->h + y) * f->w;
-            int64_t        row = y * f->spread + f->top, at;
+            int64_t        row = y * f->dilation + f->top, at;
             fo_real       *to  = frame + (c * f->rows + row) * f->columns;
             if (row < 0 || row >= f->rows)
                 continue;
@@ -4313,9 +4367,9 @@ static void fo__frame_fill(const fo__frame *f, const fo_real *x, int64_t begin, 
                 memcpy(to + f->left, from, (size_t)f->w * sizeof *to);
                 continue;
             }
-            for (k = 0; k < FO__MIN(f->comb, f->w); k++) { /* spread or comb is 1 */
+            for (k = 0; k < FO__MIN(f->stride, f->w); k++) { /* dilation or stride is 1 */
                 at = fo__frame_column(f, k + f->left);
-                for (i = k; i < f->w; i += f->comb, at += f->spread)
+                for (i = k; i < f->w; i += f->stride, at += f->dilation)
                     if (at >= 0 && at < f->columns)
                         to[at] = from[i];
             }
@@ -4326,7 +4380,7 @@ static void fo__frame_fill(const fo__frame *f, const fo_real *x, int64_t begin, 
 static void fo__conv_views_of_x(fo__conv *v) {
     fo__frame *f = &v->frame;
     int64_t    c, t;
-    f->maps = v->c, f->h = v->h, f->w = v->w, f->spread = 1, f->comb = v->stride;
+    f->channels = v->c, f->h = v->h, f->w = v->w, f->dilation = 1, f->stride = v->stride;
     f->top = f->left = v->padding;
     f->rows = v->h + 2 * v->padding, f->columns = fo__conv_columns(v);
     for (c = 0; c < v->c; c++)
@@ -4339,7 +4393,7 @@ static void fo__conv_views_of_x(fo__conv *v) {
 static void fo__conv_views_of_y(fo__conv *v) {
     fo__frame *f = &v->frame;
     int64_t    o, t;
-    f->maps = v->o, f->h = v->oh, f->w = v->ow, f->spread = v->stride, f->comb = 1;
+    f->channels = v->o, f->h = v->oh, f->w = v->ow, f->dilation = v->stride, f->stride = 1;
     f->top = v->kh - 1 - v->padding, f->left = v->kw - 1 - v->padding;
     f->rows = v->h + v->kh - 1, f->columns = v->w + v->kw - 1;
     for (o = 0; o < v->o; o++)
@@ -4348,7 +4402,7 @@ static void fo__conv_views_of_y(fo__conv *v) {
                 (o * f->rows + t / v->kw) * f->columns + t % v->kw;
 }
 
-/* 1x1 without padding needs no frame: its views are the maps where they lie. */
+/* 1x1 without padding needs no frame: its views are the channels where they lie. */
 static int fo__conv_is_plain(const fo__conv *v) {
     return v->taps == 1 && v->stride == 1 && v->padding == 0;
 }
@@ -4356,7 +4410,7 @@ static int fo__conv_is_plain(const fo__conv *v) {
 /* Samples of threads [begin,end). */
 static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
     const fo__conv *v     = (const fo__conv *)arg;
-    const int64_t   input = v->frame.maps * v->frame.h * v->frame.w, output = v->g.m * v->g.n;
+    const int64_t   input = v->frame.channels * v->frame.h * v->frame.w, output = v->g.m * v->g.n;
     int64_t         t, b, i, j;
     for (t = begin; t < end; t++) {
         fo_real    *frame = v->frames + t * v->frame_size;
@@ -4367,7 +4421,7 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
             g.b = v->from + b * input;
             g.c = v->to + b * output;
             if (g.b_at) {
-                fo__frame_fill(&v->frame, g.b, 0, v->frame.maps, frame);
+                fo__frame_fill(&v->frame, g.b, 0, v->frame.channels, frame);
                 g.b = frame;
             }
             if (v->bias) {
@@ -4381,8 +4435,8 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-/* U = G w G^T of every pair of maps; towards x the kernel is turned by half a turn. */
-static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
+/* U = G w G^T of every pair of channels; towards x the kernel is rotated by 180 degrees. */
+static void fo__winograd_weights(const fo__conv *v, int to_x, fo_real *u) {
     const fo_real half   = (fo_real)0.5;
     const int64_t places = v->c * v->o; /* numbers from one of the 16 places to the next */
     int64_t       o, c, i;
@@ -4407,10 +4461,10 @@ static void fo__tiles_weights(const fo__conv *v, int to_x, fo_real *u) {
 }
 
 /* Tile rows [first,last) of the batch, numbered through all samples, by thread t. */
-static void fo__tiles_block(const fo__conv *v, int64_t t, int64_t first, int64_t last) {
-    const fo__tiles   *g    = &v->tiles;
+static void fo__winograd_block(const fo__conv *v, int64_t t, int64_t first, int64_t last) {
+    const fo__winograd   *g    = &v->winograd;
     const fo__kernels *kern = v->g.kernels;
-    fo_real *frame = v->frames + 16 * v->c * v->o + t * fo__tiles_work(g);
+    fo_real *frame = v->frames + 16 * v->c * v->o + t * fo__winograd_work(g);
     fo_real *a = frame + g->frame, *m = a + 16 * g->in * g->n;
     fo__product p = v->g;
     int64_t     row, end, i, at, b;
@@ -4418,7 +4472,7 @@ static void fo__tiles_block(const fo__conv *v, int64_t t, int64_t first, int64_t
         b = row / g->high, at = (row - first) * g->wide;
         end = FO__MIN(last, (b + 1) * g->high);
         for (i = 0; i < g->in; i++)
-            kern->tiles_in(g, v->from + (b * g->in + i) * g->h * g->w, row - b * g->high,
+            kern->winograd_input(g, v->from + (b * g->in + i) * g->h * g->w, row - b * g->high,
                            end - b * g->high, frame, a + i * g->n + at, g->in * g->n);
     }
     p.m = g->out, p.k = g->in;
@@ -4434,29 +4488,30 @@ static void fo__tiles_block(const fo__conv *v, int64_t t, int64_t first, int64_t
         b = row / g->high, at = (row - first) * g->wide;
         end = FO__MIN(last, (b + 1) * g->high);
         for (i = 0; i < g->out; i++)
-            kern->tiles_out(g, m + i * g->n + at, g->out * g->n, row - b * g->high,
+            kern->winograd_output(g, m + i * g->n + at, g->out * g->n, row - b * g->high,
                             end - b * g->high, frame, v->bias ? v->bias[i] : 0, v->add,
                             v->to + (b * g->out + i) * g->oh * g->ow);
     }
 }
 
-static void fo__tiles_samples(void *arg, int64_t begin, int64_t end) {
+static void fo__winograd_samples(void *arg, int64_t begin, int64_t end) {
     const fo__conv *v = (const fo__conv *)arg;
     int64_t         t, row, last;
     for (t = begin; t < end; t++) {
-        last = v->batch * (t + 1) / v->threads * v->tiles.high;
-        for (row = v->batch * t / v->threads * v->tiles.high; row < last; row += v->tiles.rows)
-            fo__tiles_block(v, t, row, FO__MIN(row + v->tiles.rows, last));
+        last = v->batch * (t + 1) / v->threads * v->winograd.high;
+        row  = v->batch * t / v->threads * v->winograd.high;
+        for (; row < last; row += v->winograd.rows)
+            fo__winograd_block(v, t, row, FO__MIN(row + v->winograd.rows, last));
     }
 }
 
-static void fo__tiles_run(fo__conv *v, const fo_real *from, fo_real *to, int add, int to_x) {
+static void fo__winograd_run(fo__conv *v, const fo_real *from, fo_real *to, int add, int to_x) {
     v->from  = from;
     v->to    = to;
     v->add   = add;
-    v->tiles = fo__tiles_of(v, to_x);
-    fo__tiles_weights(v, to_x, v->frames);
-    fo_parallel_for(v->fo, v->threads, 1, fo__tiles_samples, v);
+    v->winograd = fo__winograd_of(v, to_x);
+    fo__winograd_weights(v, to_x, v->frames);
+    fo_parallel_for(v->fo, v->threads, 1, fo__winograd_samples, v);
 }
 
 static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add) {
@@ -4474,8 +4529,8 @@ static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add)
 
 /* y = (add ? y : 0) + w * x */
 static void fo__conv_to_y(fo__conv *v, const fo_real *x, fo_real *y, int add) {
-    if (fo__conv_is_tiled(v)) {
-        fo__tiles_run(v, x, y, add, 0);
+    if (fo__conv_is_winograd(v)) {
+        fo__winograd_run(v, x, y, add, 0);
         return;
     }
     fo__conv_views_of_x(v);
@@ -4487,8 +4542,8 @@ static void fo__conv_to_y(fo__conv *v, const fo_real *x, fo_real *y, int add) {
 
 /* x = (add ? x : 0) + what each number of y was made of */
 static void fo__conv_to_x(fo__conv *v, const fo_real *y, fo_real *x, int add) {
-    if (fo__conv_is_tiled(v)) {
-        fo__tiles_run(v, y, x, add, 1);
+    if (fo__conv_is_winograd(v)) {
+        fo__winograd_run(v, y, x, add, 1);
         return;
     }
     fo__conv_views_of_y(v);
@@ -4498,7 +4553,7 @@ static void fo__conv_to_x(fo__conv *v, const fo_real *y, fo_real *x, int add) {
     fo__conv_run(v, y, x, add);
 }
 
-/* Rows of dw, turned, for threads [begin,end): each copies the maps that its rows look at. */
+/* Rows of dw, transposed, for threads [begin,end): each copies the channels its rows look at. */
 static void fo__conv_rows(void *arg, int64_t begin, int64_t end) {
     const fo__conv *v     = (const fo__conv *)arg;
     const int64_t   mr    = v->g.kernels->mr, tiles = (v->g.m + mr - 1) / mr;
@@ -4555,7 +4610,7 @@ static void fo__conv_bias(void *arg, int64_t begin, int64_t end) {
         double sum = 0;
         for (i = 0; i < out->dim[0]; i++)
             sum += FO__K(out)->sum(n, out->grad + (i * out->dim[1] + o) * n);
-        b->grad[o] = (out->fresh & 4 ? 0 : b->grad[o]) + (fo_real)sum;
+        b->grad[o] = (out->overwrite & 4 ? 0 : b->grad[o]) + (fo_real)sum;
     }
 }
 
@@ -4604,12 +4659,12 @@ static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) 
     fo__conv_of(&v, out);
     if (w->grad)
         fo__conv_to_w(&v, up ? out->grad : in->data, up ? in->data : out->grad, w->grad,
-                      !(out->fresh & 2));
+                      !(out->overwrite & 2));
     if (out->n_in == 3 && out->in[2]->grad)
         fo_parallel_for(v.fo, out->dim[1], 1, fo__conv_bias, (void *)out);
     fo__conv_of(&v, out);
     if (in->grad)
-        (up ? fo__conv_to_y : fo__conv_to_x)(&v, out->grad, in->grad, !(out->fresh & 1));
+        (up ? fo__conv_to_y : fo__conv_to_x)(&v, out->grad, in->grad, !(out->overwrite & 1));
 }
 
 #define fo__conv2d_forward fo__conv_forward
@@ -4617,10 +4672,14 @@ static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) 
 #define fo__conv2d_transpose_forward fo__conv_forward
 #define fo__conv2d_transpose_backward fo__conv_backward
 
+/* ================================================================================================
+   >>normalization batch_norm, weight_norm; and the small ops of image networks: gate, crelu
+   ============================================================================================= */
+
 /* ---- batch_norm: y = factor ((x - m) / sqrt(v + eps) w + b) per channel, and ReLU if asked -----
 
    Ioffe and Szegedy 2015. m and v are those of this batch, or the running ones. What is saved is
-   x and a few numbers a channel: the ReLU is undone by computing its input again.
+   x and a few numbers a channel: the ReLU is undone by recomputing its input.
      dz = dy where y > 0 (everywhere without ReLU), h = (x - m) / sqrt(v + eps), n numbers
      db = factor sum dz,  dw = factor sum dz h
      dx = factor w / sqrt(v + eps) (dz - mean dz - h mean dz h); with running statistics: only dz
@@ -4680,7 +4739,7 @@ static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
         const double      d = s->sum[0] / count, v = FO__MAX(s->sum[1] / count - d * d, 0);
         s->mean    = (double)x->data[i * n] + d;
         s->inverse = 1 / sqrt((v == v ? v : s->sum[1]) + FO__NORM_EPS);
-        if (how->again || out->tape->again)
+        if (how->recompute || out->tape->recomputing)
             continue; /* the statistics have seen this batch already */
         if (how->mode == FO_NORM_TRAIN) {
             const double k = FO__NORM_MOMENTUM, unbiased = v * count / FO__MAX(count - 1, 1);
@@ -4726,7 +4785,7 @@ static void fo__norm_backward(void *arg, int64_t begin, int64_t end) {
     const fo_tensor     *out  = (const fo_tensor *)arg, *x = out->in[0];
     const fo__norm_args *args = fo__norm_args_of(out);
     const int64_t        c = x->dim[1], n = fo__row(x) / c, rows = fo__norm_rows(out);
-    const int            add = !(out->fresh & 1), moves = args->how->mode != FO_NORM_RUNNING;
+    const int            add = !(out->overwrite & 1), moves = args->how->mode != FO_NORM_RUNNING;
     int64_t              i, b;
     for (i = begin; i < end; i++)
         args->channel[i].sum[0] = args->channel[i].sum[1] = 0;
@@ -4739,9 +4798,9 @@ static void fo__norm_backward(void *arg, int64_t begin, int64_t end) {
         fo_real          *dw = out->in[1]->grad, *db = out->in[2]->grad;
         s->sum[1] = (s->sum[1] - (s->mean - (double)s->line.mean) * s->sum[0]) * s->inverse;
         if (dw)
-            dw[i] = (out->fresh & 2 ? 0 : dw[i]) + (fo_real)(args->factor * s->sum[1]);
+            dw[i] = (out->overwrite & 2 ? 0 : dw[i]) + (fo_real)(args->factor * s->sum[1]);
         if (db)
-            db[i] = (out->fresh & 4 ? 0 : db[i]) + (fo_real)(args->factor * s->sum[0]);
+            db[i] = (out->overwrite & 4 ? 0 : db[i]) + (fo_real)(args->factor * s->sum[0]);
     }
     for (b = 0; b < x->dim[0] && x->grad; b++)
         for (i = begin; i < end; i++) {
@@ -4887,7 +4946,9 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
             dx[i] += y[i] > 0 ? dy[i] : y[n + i] > 0 ? -dy[n + i] : 0;
     }
 }
-/* ---- the table: name, shape function, what it promises --------------------------------------- */
+/* ================================================================================================
+   >>op-table      name, shape function and promises of every op; the functions of >>api-ops
+   ============================================================================================= */
 
 #define FO__OPS(X)                                                                                 \
     X(add, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                                   \
@@ -4901,11 +4962,11 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
     X(softplus, first, FO_ELEMENTWISE | FO_READS_INPUT)                                            \
     X(leaky_relu, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                           \
     X(sum, sum, FO_ELEMENTWISE)                                                                    \
-    X(matmul, matmul, FO_READS_INPUT | FO_SETS_FRESH)                                              \
-    X(linear, linear, FO_READS_INPUT | FO_SETS_FRESH)                                              \
-    X(conv2d, conv, FO_READS_INPUT | FO_SETS_FRESH)                                                \
-    X(conv2d_transpose, conv, FO_READS_INPUT | FO_SETS_FRESH)                                      \
-    X(batch_norm, batch_norm, FO_READS_INPUT | FO_SETS_FRESH | FO_CHEAP)                           \
+    X(matmul, matmul, FO_READS_INPUT | FO_OVERWRITES)                                              \
+    X(linear, linear, FO_READS_INPUT | FO_OVERWRITES)                                              \
+    X(conv2d, conv, FO_READS_INPUT | FO_OVERWRITES)                                                \
+    X(conv2d_transpose, conv, FO_READS_INPUT | FO_OVERWRITES)                                      \
+    X(batch_norm, batch_norm, FO_READS_INPUT | FO_OVERWRITES | FO_CHEAP)                           \
     X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
     X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
     X(crelu, crelu, FO_READS_OUTPUT)                                                               \
@@ -5029,7 +5090,7 @@ fo_tensor *fo_gather(fo_tensor *a, const int *index, int n) {
     return fo__gather(a, args);
 }
 
-/* The gather by the list turned round: where an element came from. */
+/* The gather by the inverse list: where an element came from. */
 fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width) {
     int *args, i;
     if (a == NULL || !fo__index_ok(a, "fo_scatter", index, fo__row(a), 0, width))
@@ -5616,10 +5677,11 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
 
 typedef struct fo__layer fo__layer;
 
-typedef enum fo__way { FO__ENCODE, FO__DECODE, FO__BACKWARD } fo__way;
+typedef enum fo__direction { FO__ENCODE, FO__DECODE, FO__BACKWARD } fo__direction;
 
-/* Rows [begin,end) of the batch, one way through a layer. */
-typedef void fo__rows_fn(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end);
+/* Rows [begin,end) of the batch, one direction through a layer. */
+typedef void fo__rows_fn(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
+                         int64_t end);
 
 /* One row of the table at the end of this room. A pass through a layer is `before`, once for the
    whole batch, then `rows`, shared out over threads, then `after`; what is NULL is left out. */
@@ -5631,9 +5693,9 @@ typedef struct fo__layer_kind {
     int         learns; /* has parameters, and saves what it overwrites for their gradient */
     fo_result (*setup)(fo_flow *flow, fo__layer *layer);
     void (*init)(fo_flow *flow, const fo__layer *layer); /* first values */
-    void (*before)(fo_workspace *ws, int layer, fo__way way);
+    void (*before)(fo_workspace *ws, int layer, fo__direction dir);
     fo__rows_fn *rows;
-    void (*after)(fo_workspace *ws, int layer, fo__way way);
+    void (*after)(fo_workspace *ws, int layer, fo__direction dir);
 } fo__layer_kind;
 
 struct fo__layer {
@@ -5680,7 +5742,7 @@ typedef struct fo__slot { /* what a workspace holds for a layer */
     fo_tensor *x, *out;
     fo_real   *kept, *save;
     double    *matrix; /* conv1x1: W, its inverse, and room for a third */
-    int        again; /* its activations share a block and are computed again in backward */
+    int        recompute; /* its activations share a block and are recomputed in backward */
 } fo__slot;
 
 struct fo_workspace {
@@ -5710,32 +5772,32 @@ struct fo_workspace {
 typedef struct fo__rows_call {
     fo_workspace *ws;
     int           layer;
-    fo__way       way;
+    fo__direction       dir;
     fo__rows_fn  *fn;
 } fo__rows_call;
 
 static void fo__rows_range(void *arg, int64_t begin, int64_t end) {
     fo__rows_call *call = (fo__rows_call *)arg;
-    call->fn(call->ws, call->layer, call->way, begin, end);
+    call->fn(call->ws, call->layer, call->dir, begin, end);
 }
 
-static void fo__rows(fo_workspace *ws, int layer, fo__way way, fo__rows_fn *fn) {
+static void fo__rows(fo_workspace *ws, int layer, fo__direction dir, fo__rows_fn *fn) {
     fo__rows_call call;
     call.ws    = ws;
     call.layer = layer;
-    call.way   = way;
+    call.dir   = dir;
     call.fn    = fn;
     fo_parallel_for(ws->fo, ws->rows, 1 + 4096 / ws->flow->size, fo__rows_range, &call);
 }
 
-static void fo__pass(fo_workspace *ws, int layer, fo__way way) {
+static void fo__pass(fo_workspace *ws, int layer, fo__direction dir) {
     const fo__layer_kind *kind = &ws->flow->layers[layer].kind;
     if (kind->before)
-        kind->before(ws, layer, way);
+        kind->before(ws, layer, dir);
     if (kind->rows)
-        fo__rows(ws, layer, way, kind->rows);
+        fo__rows(ws, layer, dir, kind->rows);
     if (kind->after)
-        kind->after(ws, layer, way);
+        kind->after(ws, layer, dir);
 }
 
 static double *fo__logdet(fo_workspace *ws, int layer) {
@@ -5755,25 +5817,25 @@ static fo_result fo__dequantize_setup(fo_flow *flow, fo__layer *layer) {
 }
 
 /* Back to the middle of the pixel's cell, so that rounding gives the pixel. */
-static void fo__dequantize_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__dequantize_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                                 int64_t end) {
     int64_t r, i, j, n, size = ws->flow->size;
     double  logdet = (double)size * log(256.0);
     fo_real u[FO__CHUNK];
     for (r = begin; r < end; r++) {
         fo_real *x = fo__state(ws, r);
-        for (i = 0; i < size && way == FO__ENCODE; i += n) {
+        for (i = 0; i < size && dir == FO__ENCODE; i += n) {
             n = FO__MIN(FO__CHUNK, size - i);
             if (!ws->middle)
                 fo_random_uniform(ws->seed, ws->noise[r], (uint64_t)i, n, u);
             for (j = 0; j < n; j++)
                 x[i + j] = (x[i + j] + (ws->middle ? (fo_real)0.5 : u[j])) / 256;
         }
-        for (i = 0; i < size && way == FO__DECODE; i++) {
+        for (i = 0; i < size && dir == FO__DECODE; i++) {
             fo_real grey = x[i] * 256 - (fo_real)0.5;
             x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
         }
-        fo__logdet(ws, layer)[r] = way == FO__ENCODE ? -logdet : logdet;
+        fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? -logdet : logdet;
     }
 }
 
@@ -5786,12 +5848,12 @@ static fo_result fo__logit_setup(fo_flow *flow, fo__layer *layer) {
     return FO_OK;
 }
 
-/* n numbers of a row; returns sum of log dh/dy without its constant, of the way asked for. */
-static double fo__logit_part(const fo__kernels *kern, fo__way way, fo_real squash, int64_t n,
+/* n elements of a row; returns the sum of log dh/dy, without its constant, in this direction. */
+static double fo__logit_part(const fo__kernels *kern, fo__direction dir, fo_real squash, int64_t n,
                              fo_real *x) {
     fo_real v[FO__CHUNK], w[FO__CHUNK];
     int64_t j;
-    if (way == FO__ENCODE) {
+    if (dir == FO__ENCODE) {
         for (j = 0; j < n; j++) {
             v[j] = (fo_real)0.5 + squash * (x[j] - (fo_real)0.5);
             w[j] = 1 - v[j];
@@ -5810,15 +5872,16 @@ static double fo__logit_part(const fo__kernels *kern, fo__way way, fo_real squas
     return -kern->sum(n, v) - kern->sum(n, w);
 }
 
-static void fo__logit_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
+static void fo__logit_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
+                           int64_t end) {
     const fo_real squash = (fo_real)(1 - 2 * ws->flow->layers[layer].alpha);
     const int64_t size   = ws->flow->size;
     const double  constant = (double)size * log((double)squash);
     int64_t       r, i;
     for (r = begin; r < end; r++) {
-        double sum = way == FO__ENCODE ? constant : -constant;
+        double sum = dir == FO__ENCODE ? constant : -constant;
         for (i = 0; i < size; i += FO__CHUNK)
-            sum += fo__logit_part(ws->fo->kernels, way, squash, FO__MIN(FO__CHUNK, size - i),
+            sum += fo__logit_part(ws->fo->kernels, dir, squash, FO__MIN(FO__CHUNK, size - i),
                                   fo__state(ws, r) + i);
         fo__logdet(ws, layer)[r] = sum;
     }
@@ -5847,7 +5910,7 @@ static fo_result fo__standardize_setup(fo_flow *flow, fo__layer *layer) {
     return layer->measured < 0 ? flow->fo->failed : FO_OK;
 }
 
-static void fo__standardize_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__standardize_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                                  int64_t end) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo_real   *mean = ws->flow->buffer_values + l->mean;
@@ -5859,8 +5922,8 @@ static void fo__standardize_rows(fo_workspace *ws, int layer, fo__way way, int64
     for (r = begin; r < end; r++) {
         fo_real *x = fo__state(ws, r);
         for (i = 0; i < size; i++)
-            x[i] = way == FO__DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
-        fo__logdet(ws, layer)[r] = way == FO__DECODE ? sum : -sum;
+            x[i] = dir == FO__DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
+        fo__logdet(ws, layer)[r] = dir == FO__DECODE ? sum : -sum;
     }
 }
 
@@ -5945,12 +6008,12 @@ static fo_real fo__coupling_scale(const fo_workspace *ws, const fo__layer *l, in
     return l->scale_v >= 0 && ws->values[l->scale_v + k] < 0 ? -scale : scale;
 }
 
-static void fo__coupling_gather(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__coupling_gather(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                                 int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     int64_t          r;
     int              j;
-    (void)way;
+    (void)dir;
     for (r = begin; r < end; r++) {
         const fo_real *state = fo__state(ws, r);
         fo_real       *x     = ws->slots[layer].x->data + r * l->n_in;
@@ -5960,12 +6023,12 @@ static void fo__coupling_gather(fo_workspace *ws, int layer, fo__way way, int64_
 }
 
 /* The gradient of what it conditions on. */
-static void fo__coupling_scatter(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__coupling_scatter(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                                  int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     int64_t          r;
     int              j;
-    (void)way;
+    (void)dir;
     for (r = begin; r < end; r++) {
         fo_real       *dstate = ws->dstate + r * ws->flow->size;
         const fo_real *dx     = ws->slots[layer].x->grad + r * l->n_in;
@@ -5978,7 +6041,7 @@ static void fo__coupling_scatter(fo_workspace *ws, int layer, fo__way way, int64
 /* m changed elements: exp(s), or exp(-s) for decoding, with s = scale tanh(raw); the tanh stays in
    `th` for the gradient. Returns the sum of s. */
 static double fo__coupling_exp_s(const fo_workspace *ws, const fo__layer *l, const fo_real *out,
-                                 fo__way way, int j, int m, fo_real *th, fo_real *s) {
+                                 fo__direction dir, int j, int m, fo_real *th, fo_real *s) {
     double sum;
     int    i;
     for (i = 0; i < m; i++)
@@ -5987,7 +6050,7 @@ static double fo__coupling_exp_s(const fo_workspace *ws, const fo__layer *l, con
     for (i = 0; i < m; i++)
         s[i] = fo__coupling_scale(ws, l, l->scale_at[j + i]) * th[i];
     sum = ws->fo->kernels->sum(m, s);
-    if (way == FO__DECODE)
+    if (dir == FO__DECODE)
         ws->fo->kernels->scale(m, -1, s, s);
     ws->fo->kernels->exp(m, s, s);
     return sum;
@@ -6019,7 +6082,7 @@ static void fo__coupling_undo(fo_workspace *ws, int layer, int64_t row, int j, i
     }
 }
 
-static void fo__coupling_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__coupling_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                               int64_t end) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
@@ -6030,51 +6093,51 @@ static void fo__coupling_rows(fo_workspace *ws, int layer, fo__way way, int64_t 
         const fo_real *out = slot->out->data + r * l->n_out;
         fo_real       *x   = fo__state(ws, r);
         double         sum = 0;
-        if (way == FO__BACKWARD && affine)
+        if (dir == FO__BACKWARD && affine)
             memset(ws->partial + r * l->n_scale, 0, (size_t)l->n_scale * sizeof *x);
-        if (way == FO__BACKWARD && l->image) /* outputs for elements that do not change */
+        if (dir == FO__BACKWARD && l->image) /* outputs for elements that do not change */
             memset(slot->out->grad + r * l->n_out, 0, (size_t)l->n_out * sizeof *x);
         for (j = 0; j < n; j += m) {
             m = FO__MIN(FO__CHUNK, n - j);
             if (affine)
-                sum += fo__coupling_exp_s(ws, l, out, way, j, m, th, s);
-            if (way == FO__BACKWARD)
+                sum += fo__coupling_exp_s(ws, l, out, dir, j, m, th, s);
+            if (dir == FO__BACKWARD)
                 fo__coupling_undo(ws, layer, r, j, m, th, s);
-            for (i = 0; i < m && way == FO__ENCODE; i++) {
+            for (i = 0; i < m && dir == FO__ENCODE; i++) {
                 fo_real *at = &x[l->change_at[j + i]], t = out[l->t_at[j + i]];
                 if (slot->save)
                     slot->save[r * n + j + i] = *at;
                 *at = affine ? (*at + t) * s[i] : *at + t;
             }
-            for (i = 0; i < m && way == FO__DECODE; i++) {
+            for (i = 0; i < m && dir == FO__DECODE; i++) {
                 fo_real *at = &x[l->change_at[j + i]];
                 *at = (affine ? *at * s[i] : *at) - out[l->t_at[j + i]];
             }
         }
-        if (way != FO__BACKWARD)
-            fo__logdet(ws, layer)[r] = way == FO__ENCODE ? sum : -sum;
+        if (dir != FO__BACKWARD)
+            fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? sum : -sum;
     }
 }
 
 /* The st-network of the layer, on what the state holds now: what it conditions on is there in
-   every way through the layer. */
-static void fo__coupling_before(fo_workspace *ws, int layer, fo__way way) {
+   every direction through the layer. */
+static void fo__coupling_before(fo_workspace *ws, int layer, fo__direction dir) {
     fo_norm *norm = fo_tape_norm(ws->slots[layer].tape);
-    if (way == FO__BACKWARD && !ws->slots[layer].again)
+    if (dir == FO__BACKWARD && !ws->slots[layer].recompute)
         return;
     *norm       = ws->norm;
-    norm->again = way != FO__ENCODE;
+    norm->recompute = dir != FO__ENCODE;
     norm->rows  = ws->rows;
-    fo__rows(ws, layer, way, fo__coupling_gather);
+    fo__rows(ws, layer, dir, fo__coupling_gather);
     fo_forward(ws->slots[layer].tape);
 }
 
-static void fo__coupling_after(fo_workspace *ws, int layer, fo__way way) {
+static void fo__coupling_after(fo_workspace *ws, int layer, fo__direction dir) {
     const fo__layer *l    = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
     int64_t          r, rest = (ws->batch - ws->rows) * (int64_t)l->n_out;
     int              k;
-    if (way != FO__BACKWARD)
+    if (dir != FO__BACKWARD)
         return;
     memset(slot->out->grad + ws->rows * l->n_out, 0, (size_t)rest * sizeof(fo_real));
     for (k = 0; k < l->n_scale && l->kind.affine; k++) {
@@ -6089,11 +6152,11 @@ static void fo__coupling_after(fo_workspace *ws, int layer, fo__way way) {
     }
     fo_backward(slot->tape, slot->out, NULL);
     if (slot->x->grad)
-        fo__rows(ws, layer, way, fo__coupling_scatter);
+        fo__rows(ws, layer, dir, fo__coupling_scatter);
 }
 
-static void fo__no_logdet(fo_workspace *ws, int layer, fo__way way) {
-    if (way != FO__BACKWARD)
+static void fo__no_logdet(fo_workspace *ws, int layer, fo__direction dir) {
+    if (dir != FO__BACKWARD)
         memset(fo__logdet(ws, layer), 0, (size_t)ws->rows * sizeof(double));
 }
 
@@ -6157,12 +6220,13 @@ static fo_result fo__place_setup(fo_flow *flow, fo__layer *layer) {
 }
 
 /* The state, and going backward its gradient too: to[i] = row[from[i]], or back. */
-static void fo__place_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
+static void fo__place_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
+                           int64_t end) {
     const int *from = ws->flow->layers[layer].from;
     int64_t    r, i, n = fo_shape_count(ws->flow->layers[layer].shape), size = ws->flow->size;
-    int        pass, back = way != FO__ENCODE;
+    int        pass, back = dir != FO__ENCODE;
     for (r = begin; r < end; r++)
-        for (pass = 0; pass < (way == FO__BACKWARD ? 2 : 1); pass++) {
+        for (pass = 0; pass < (dir == FO__BACKWARD ? 2 : 1); pass++) {
             fo_real *row = (pass ? ws->dstate : ws->state) + r * size, *to = ws->spare + r * size;
             for (i = 0; i < n; i++)
                 to[back ? from[i] : i] = row[back ? i : from[i]];
@@ -6195,7 +6259,7 @@ static fo_result fo__actnorm_setup(fo_flow *flow, fo__layer *layer) {
 }
 
 /* dx = dy exp(s) */
-static void fo__actnorm_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__actnorm_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                              int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     const fo_real   *bias = ws->values + l->bias, *scale = ws->values + l->scale;
@@ -6206,20 +6270,20 @@ static void fo__actnorm_rows(fo_workspace *ws, int layer, fo__way way, int64_t b
     for (c = 0; c < l->shape.c; c++)
         sum += (double)n * (double)scale[c];
     for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r), *dy = way == FO__BACKWARD ? ws->dstate + r * ws->flow->size
+        fo_real *x = fo__state(ws, r), *dy = dir == FO__BACKWARD ? ws->dstate + r * ws->flow->size
                                                                  : NULL;
-        if (save && way == FO__ENCODE)
+        if (save && dir == FO__ENCODE)
             memcpy(save + r * size, x, (size_t)size * sizeof *x);
-        if (way == FO__BACKWARD)
+        if (dir == FO__BACKWARD)
             memcpy(x, save + r * size, (size_t)size * sizeof *x);
         else
-            fo__logdet(ws, layer)[r] = way == FO__ENCODE ? sum : -sum;
+            fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? sum : -sum;
         for (c = 0; c < l->shape.c; c++) {
-            fo_real e = (fo_real)exp(way == FO__DECODE ? -(double)scale[c] : (double)scale[c]);
+            fo_real e = (fo_real)exp(dir == FO__DECODE ? -(double)scale[c] : (double)scale[c]);
             if (dy)
                 ws->fo->kernels->scale(n, e, dy + c * n, dy + c * n);
             for (i = c * n; i < (c + 1) * n && !dy; i++)
-                x[i] = way == FO__DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
+                x[i] = dir == FO__DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
         }
     }
 }
@@ -6246,14 +6310,14 @@ static void fo__actnorm_measure(fo_workspace *ws, const fo__layer *l) {
 }
 
 /* dbias = sum of dx, ds = sum of dy y + c H W rows */
-static void fo__actnorm_before(fo_workspace *ws, int layer, fo__way way) {
+static void fo__actnorm_before(fo_workspace *ws, int layer, fo__direction dir) {
     const fo__layer *l = &ws->flow->layers[layer];
     int64_t          r, n = l->shape.h * l->shape.w;
     int              c;
-    if (way == FO__ENCODE && ws->norm.mode == FO_NORM_TRAIN &&
+    if (dir == FO__ENCODE && ws->norm.mode == FO_NORM_TRAIN &&
         ws->flow->buffer_values[l->measured] == 0)
         fo__actnorm_measure(ws, l);
-    for (c = 0; c < l->shape.c && way == FO__BACKWARD; c++) {
+    for (c = 0; c < l->shape.c && dir == FO__BACKWARD; c++) {
         double ds = fo__dlogdet_sum(ws) * (double)n, db = 0;
         for (r = 0; r < ws->rows; r++) {
             const fo_real *dy = ws->dstate + r * ws->flow->size + c * n;
@@ -6427,20 +6491,20 @@ static void fo__conv1x1_apply(fo_workspace *ws, const fo__layer *l, const double
                                   spare + i * pixels, row + o * pixels);
 }
 
-static void fo__conv1x1_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin,
+static void fo__conv1x1_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
                              int64_t end) {
     const fo__layer *l = &ws->flow->layers[layer];
     const fo__slot  *slot = &ws->slots[layer];
-    const double    *w = slot->matrix + (way == FO__DECODE ? l->shape.c * l->shape.c : 0);
+    const double    *w = slot->matrix + (dir == FO__DECODE ? l->shape.c * l->shape.c : 0);
     int64_t          r, size = fo_shape_count(l->shape), width = ws->flow->size;
     for (r = begin; r < end; r++) {
         fo_real *x = fo__state(ws, r), *spare = ws->spare + r * width;
-        if (slot->save && way == FO__ENCODE)
+        if (slot->save && dir == FO__ENCODE)
             memcpy(slot->save + r * size, x, (size_t)size * sizeof *x);
-        if (way == FO__BACKWARD)
+        if (dir == FO__BACKWARD)
             memcpy(x, slot->save + r * size, (size_t)size * sizeof *x);
-        fo__conv1x1_apply(ws, l, w, way == FO__BACKWARD,
-                          way == FO__BACKWARD ? ws->dstate + r * width : x, spare);
+        fo__conv1x1_apply(ws, l, w, dir == FO__BACKWARD,
+                          dir == FO__BACKWARD ? ws->dstate + r * width : x, spare);
     }
 }
 
@@ -6480,17 +6544,17 @@ static void fo__conv1x1_gradient(fo_workspace *ws, int layer) {
         }
 }
 
-static void fo__conv1x1_before(fo_workspace *ws, int layer, fo__way way) {
+static void fo__conv1x1_before(fo_workspace *ws, int layer, fo__direction dir) {
     const fo_shape shape = ws->flow->layers[layer].shape;
     double         logdet;
     int64_t        r;
-    if (way == FO__BACKWARD) {
+    if (dir == FO__BACKWARD) {
         fo__conv1x1_gradient(ws, layer);
         return;
     }
     logdet = fo__conv1x1_matrix(ws, layer) * shape.h * shape.w;
     for (r = 0; r < ws->rows; r++)
-        fo__logdet(ws, layer)[r] = way == FO__ENCODE ? logdet : -logdet;
+        fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? logdet : -logdet;
 }
 
 /* Name, settings, has_mask, affine, front, learns; setup, init, before, rows, after. */
@@ -6522,12 +6586,10 @@ static fo__layer_kind fo__layer_kind_of(const char *name) {
 }
 
 /* ================================================================================================
-   >>flow          build, text, workspaces, scoring
+   >>flow          building: layers in, parameters placed
 
-   Invariants a flow's blocks are placed once, on first use, and then no layer may be added;
-              layers with a mask own one tape in every workspace
-   Callers    users, >>train, >>check
-   Cost       scoring allocates nothing; one pass of the data per call
+   Invariants a flow's blocks are placed once, on first use, and then no layer may be added
+   Callers    users, >>text
    ============================================================================================= */
 fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
     fo_flow *flow;
@@ -6784,7 +6846,9 @@ fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net) {
     return fo__add_layer(flow, &layer);
 }
 
-/* ---- text in --------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>text          a flow as text, one layer a line, in and out
+   ============================================================================================= */
 
 typedef struct fo__line { /* one line of a flow's text, taken apart */
     fo_context *fo;
@@ -7018,7 +7082,9 @@ const char *fo_flow_text(fo_flow *flow) {
     return flow->text;
 }
 
-/* ---- presets --------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>presets       named recipes as text, with their training defaults
+   ============================================================================================= */
 
 #define FO__IMAGE "dequantize\nlogit alpha=0.05\n"
 /* n couplings under one mask, with MLPs of bottleneck l, or ResNets of k channels and b blocks. */
@@ -7111,7 +7177,7 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     }
     snprintf(text, sizeof text, "input %dx%dx%d\n%.*s", shape.c, shape.h, shape.w,
              colour && shape.c == 1 ? (int)(colour - body) : (int)strlen(body), body);
-    if (name[n]) /* again, with another l */
+    if (name[n]) /* with another l */
         snprintf(text, sizeof text, "input %dx%dx%d\n%.*sneck=%d\n%s", shape.c, shape.h, shape.w,
                  (int)(neck - body), body, l, neck + 8);
     flow = fo_flow_parse(fo, text);
@@ -7126,7 +7192,12 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     return flow;
 }
 
-/* ---- use ------------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>workspace     everything one thread needs to run a flow; scoring, decoding, sampling
+
+   Invariants layers with a mask own one tape in every workspace; scoring allocates nothing
+   Cost       one pass over the data a call
+   ============================================================================================= */
 
 /* Places and initialises the blocks; the structure is fixed from here on. */
 static fo_result fo__flow_ready(fo_flow *flow) {
@@ -7197,10 +7268,10 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
         fo__slot *slot = &ws->slots[i];
         if (slot->tape == NULL)
             continue;
-        slot->again = block && kept + shared > budget;
-        if (slot->again)
+        slot->recompute = block && kept + shared > budget;
+        if (slot->recompute)
             kept -= (double)slot->tape->kept_size;
-        slot->kept = slot->again ? block : fo__reals(&ws->arena, slot->tape->kept_size);
+        slot->kept = slot->recompute ? block : fo__reals(&ws->arena, slot->tape->kept_size);
         if (slot->kept == NULL)
             return FO_ERR_MEMORY;
     }
@@ -7299,18 +7370,20 @@ static fo_result fo__check_data(fo_context *fo, const fo_flow *flow, const fo_da
     return FO_OK;
 }
 
-static void fo__load_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
+static void fo__load_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
+                          int64_t end) {
     int64_t r;
-    (void)layer, (void)way;
+    (void)layer, (void)dir;
     for (r = begin; r < end; r++)
         fo__data_rows(ws->negative && r >= ws->positive ? ws->negative : ws->data, ws->sample[r],
                       fo__state(ws, r));
 }
 
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
-static void fo__base_rows(fo_workspace *ws, int layer, fo__way way, int64_t begin, int64_t end) {
+static void fo__base_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
+                          int64_t end) {
     int64_t r, size = ws->flow->size;
-    (void)layer, (void)way;
+    (void)layer, (void)dir;
     for (r = begin; r < end; r++)
         ws->terms[r] = -0.5 * ws->fo->kernels->sumsq(size, fo__state(ws, r)) -
                        0.5 * (double)size * log(6.283185307179586);

@@ -310,8 +310,9 @@ static void net_values(fo_tape *tape, const fo_archive *a, const char *prefix) {
             int             j;
             CHECK(from && array_count(from) == p.count);
             for (j = 0; from && j < tape->count; j++)
-                if (tape->nodes[j]->plan.param_at == p.offset && tape->nodes[j]->op == NULL &&
-                    tape->nodes[j]->plan.is_buffer == k)
+                if (fo__plan_of(tape->nodes[j])->param_at == p.offset &&
+                    tape->nodes[j]->op == NULL &&
+                    fo__plan_of(tape->nodes[j])->is_buffer == k)
                     fill(tape->nodes[j], from);
         }
 }
@@ -319,8 +320,8 @@ static void net_values(fo_tape *tape, const fo_archive *a, const char *prefix) {
 static fo_tensor *leaf_of(fo_tape *tape, int64_t offset, int buffer) {
     int j;
     for (j = 0; j < tape->count; j++)
-        if (tape->nodes[j]->plan.param_at == offset && tape->nodes[j]->op == NULL &&
-            tape->nodes[j]->plan.is_buffer == buffer)
+        if (fo__plan_of(tape->nodes[j])->param_at == offset && tape->nodes[j]->op == NULL &&
+            fo__plan_of(tape->nodes[j])->is_buffer == buffer)
             return tape->nodes[j];
     return NULL;
 }

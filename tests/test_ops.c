@@ -367,7 +367,7 @@ static void cube_forward(const fo_tensor *out, int64_t begin, int64_t end) {
 }
 static void cube_backward(const fo_tensor *out, int64_t begin, int64_t end) {
     fo_real k = *(const fo_real *)out->args;
-    int     set = (out->op->flags & FO_SETS_FRESH) && (out->fresh & 1);
+    int     set = (out->op->flags & FO_OVERWRITES) && (out->overwrite & 1);
     for (; begin < end; begin++) {
         fo_real a = out->in[0]->data[begin], *grad = out->in[0]->grad + begin;
         *grad = (set ? 0 : *grad) + 3 * k * a * a * out->grad[begin];
@@ -376,7 +376,7 @@ static void cube_backward(const fo_tensor *out, int64_t begin, int64_t end) {
 static fo_tensor *cube(fo_tensor *a, int sets_fresh) {
     static const fo_op op[2] = {
         {"cube", FO_ELEMENTWISE | FO_READS_INPUT, cube_shape, cube_forward, cube_backward},
-        {"cube", FO_READS_INPUT | FO_SETS_FRESH, cube_shape, cube_forward, cube_backward}};
+        {"cube", FO_READS_INPUT | FO_OVERWRITES, cube_shape, cube_forward, cube_backward}};
     fo_real k = (fo_real)0.5;
     return a ? fo_apply(a->tape, &op[sets_fresh], &a, 1, &k, sizeof k) : NULL;
 }
@@ -476,7 +476,7 @@ static int random_program(fo_context *fo, uint64_t seed, int keep_all, int train
     result->n_params = train && t[n - 1]->grad ? tape->own.size : 0;
     result->params   = NULL;
     for (i = 0; i < tape->count && result->n_params && ok; i++)
-        if (tape->nodes[i]->plan.param_at == 0) {
+        if (fo__plan_of(tape->nodes[i])->param_at == 0) {
             size_t size    = (size_t)result->n_params * sizeof(fo_real);
             result->params = (fo_real *)malloc(size);
             memcpy(result->params, tape->nodes[i]->grad, size);
