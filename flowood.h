@@ -1222,6 +1222,30 @@ typedef void fo__map(int64_t n, const fo_real *x, fo_real *y);
 typedef void fo__map_scalar(int64_t n, fo_real a, const fo_real *x, fo_real *y);
 typedef void fo__zip(int64_t n, const fo_real *x, const fo_real *y, fo_real *z);
 
+/* Array functions: a row makes the field, the loop, its plain twin and the entry of the table.
+   Functions of one array: name, and the plain twin in double; the vector form is FO__(NAME_v). */
+#define FO__MAPS(X)                                                                                \
+    X(exp, exp(x))                                                                                 \
+    X(log, log(x))                                                                                 \
+    X(tanh, tanh(x))                                                                               \
+    X(sigmoid, (x < 0 ? exp(x) : 1) / (1 + exp(-fabs(x))))                                         \
+    X(softplus, (x > 0 ? x : 0) + log1p(exp(-fabs(x))))
+/* Arithmetic of vectors, on every path the same: name, kind, which argument is written, value. */
+#define FO__ARITHMETIC(X)                                                                          \
+    X(leaky, map_scalar, y, FO__PICK(FO__IN(x) > 0, FO__IN(x), FO__IN(x) * a))                     \
+    X(scale, map_scalar, y, FO__IN(x) * a)                                                         \
+    X(axpy, map_scalar, y, FO__IN(x) * a + FO__IN(y))                                              \
+    X(add, zip, z, FO__IN(x) + FO__IN(y))                                                          \
+    X(sub, zip, z, FO__IN(x) - FO__IN(y))                                                          \
+    X(mul, zip, z, FO__IN(x) * FO__IN(y))                                                          \
+    X(muladd, zip, z, FO__IN(x) * FO__IN(y) + FO__IN(z))                                           \
+    X(tanh_grad, zip, z, FO__IN(y) * (1 - FO__IN(x) * FO__IN(x)) + FO__IN(z))                      \
+    X(sigmoid_grad, zip, z, FO__IN(y) * (FO__IN(x) * (1 - FO__IN(x))) + FO__IN(z))
+/* All others, which differ in their arguments: see the fields below. */
+#define FO__OTHER_KERNELS(X)                                                                       \
+    X(product) X(leaky_grad) X(sum) X(sumsq) X(dot) X(moments) X(norm) X(norm_sums) X(norm_grad)   \
+    X(winograd_input) X(winograd_output) X(adam)
+
 /* Outputs may be inputs. NaN goes in, NaN comes out; infinities give the limits. */
 struct fo__kernels {
     const char *name;
@@ -1229,14 +1253,12 @@ struct fo__kernels {
     int         mr, nr, lanes; /* a tile of C is mr x nr, nr a multiple of the vector's lanes */
     /* Rows [i0,i1) and columns [j0,j1) of a product. */
     void (*product)(const fo__product *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1);
-    fo__map        *exp, *log, *tanh, *sigmoid, *softplus;
-    fo__map_scalar *leaky; /* y  = x > 0 ? x : a * x */
-    fo__map_scalar *scale; /* y  = a * x             */
-    fo__map_scalar *axpy;  /* y += a * x             */
-    fo__zip        *add, *sub, *mul;
-    fo__zip        *muladd;       /* z += x * y            */
-    fo__zip        *tanh_grad;    /* z += y * (1 - x * x)  */
-    fo__zip        *sigmoid_grad; /* z += y * x * (1 - x)  */
+#define FO__FIELD(name, plain) fo__map *name;
+    FO__MAPS(FO__FIELD)
+#undef FO__FIELD
+#define FO__FIELD(name, kind, out, value) fo__##kind *name;
+    FO__ARITHMETIC(FO__FIELD)
+#undef FO__FIELD
     /* dx += dy * (y > 0 ? 1 : slope) */
     void (*leaky_grad)(int64_t n, fo_real slope, const fo_real *y, const fo_real *dy, fo_real *dx);
     double (*sum)(int64_t n, const fo_real *x);
@@ -1254,9 +1276,9 @@ struct fo__kernels {
     /* One channel, tile rows [begin,end): 4 x 4 inputs of each tile to 16 values, `step` apart; and
        16 values to 2 x 2 outputs, y = (add ? y : 0) + bias + ... NULL: this path has none. */
     void (*winograd_input)(const fo__winograd *g, const fo_real *x, int64_t begin, int64_t end,
-                     fo_real *frame, fo_real *v, int64_t step);
+                           fo_real *frame, fo_real *v, int64_t step);
     void (*winograd_output)(const fo__winograd *g, const fo_real *m, int64_t step, int64_t begin,
-                      int64_t end, fo_real *frame, fo_real bias, int add, fo_real *y);
+                            int64_t end, fo_real *frame, fo_real bias, int add, fo_real *y);
     /* One step of Adam; decay < 1 makes it AdamW; ema, if any, is a moving average of p. */
     void (*adam)(int64_t n, const fo__adam *o, fo_real *p, const fo_real *g, fo_real *m,
                  fo_real *v, fo_real *ema);
@@ -1421,18 +1443,16 @@ FO__INLINE double FO__(total)(FO__(wide) v) {
               in double lanes, in an order that depends on the length only
    ============================================================================================= */
 
-/* Functions of one vector. The polynomials were fitted by minimax over the reduced range. */
+/* Functions of one vector; in the plain pass, of one number, in libm's double precision. The
+   polynomials were fitted by minimax over the reduced range. */
 #if FO__KERNEL_PASS == 1
-FO__INLINE FO__V FO__(exp1)(FO__V x) { return (FO__V)exp((double)x); }
-FO__INLINE FO__V FO__(log1)(FO__V x) { return (FO__V)log((double)x); }
-FO__INLINE FO__V FO__(tanh1)(FO__V x) { return (FO__V)tanh((double)x); }
-FO__INLINE FO__V FO__(sigmoid1)(FO__V x) {
-    double u = exp(-fabs((double)x));
-    return (FO__V)((x < 0 ? u : 1) / (1 + u));
-}
-FO__INLINE FO__V FO__(softplus1)(FO__V x) {
-    return (FO__V)((x > 0 ? (double)x : 0) + log1p(exp(-fabs((double)x))));
-}
+#define FO__PLAIN(name, plain)                                                                     \
+    FO__INLINE FO__V FO__(name##_v)(FO__V number) {                                                \
+        const double x = (double)number;                                                           \
+        return (FO__V)(plain);                                                                     \
+    }
+FO__MAPS(FO__PLAIN)
+#undef FO__PLAIN
 #else
 /* x = n ln 2 + r with |r| <= ln 2 / 2; returns exp(r) - 1, exact where r is tiny. Adding 1.5 * 2^23
    rounds to an integer and leaves it in the low bits; ln 2 comes in two parts, n times the first
@@ -1454,7 +1474,7 @@ FO__INLINE FO__V FO__(power2)(FO__I n) { return (FO__V)((n + 127) << 23); }
 
 /* The scale goes on in two halves: neither overflows where the result does not, and results below
    FLT_MIN are rounded once. Comparisons with NaN are false: it passes the clamps. */
-FO__INLINE FO__V FO__(exp1)(FO__V x) {
+FO__INLINE FO__V FO__(exp_v)(FO__V x) {
     FO__V zero = {0}, q;
     FO__I n;
     x = FO__PICK(x < -105.0f, zero - 105.0f, x);
@@ -1476,7 +1496,7 @@ FO__INLINE FO__V FO__(log1p_part)(FO__V f, FO__V e) {
     return (q + f) + e * 0.693359375f;
 }
 
-FO__INLINE FO__V FO__(log1)(FO__V x) {
+FO__INLINE FO__V FO__(log_v)(FO__V x) {
     FO__V zero = {0}, tiny = (FO__V)(x < 1.17549435e-38f), scaled, e, y;
     FO__I bits;
     scaled = FO__PICK(tiny, x * 8388608.0f, x); /* subnormal numbers become normal */
@@ -1488,11 +1508,11 @@ FO__INLINE FO__V FO__(log1)(FO__V x) {
     return FO__PICK(x < 0.0f, zero + (HUGE_VALF - HUGE_VALF), y);
 }
 
-FO__INLINE FO__V FO__(abs1)(FO__V x) { return (FO__V)((FO__I)x & 0x7FFFFFFF); }
+FO__INLINE FO__V FO__(abs_v)(FO__V x) { return (FO__V)((FO__I)x & 0x7FFFFFFF); }
 
 /* With t = exp(2|x|) - 1, tanh |x| = t / (t + 2), good to the last bits near 0 too. */
-FO__INLINE FO__V FO__(tanh1)(FO__V x) {
-    FO__V zero = {0}, a = FO__(abs1)(x), scale, t;
+FO__INLINE FO__V FO__(tanh_v)(FO__V x) {
+    FO__V zero = {0}, a = FO__(abs_v)(x), scale, t;
     FO__I n;
     a     = FO__PICK(a > 10.0f, zero + 10.0f, a);
     t     = FO__(expm1_part)(a + a, &n);
@@ -1503,14 +1523,14 @@ FO__INLINE FO__V FO__(tanh1)(FO__V x) {
 }
 
 /* exp(-|x|) never overflows, and the small side keeps its relative precision. */
-FO__INLINE FO__V FO__(sigmoid1)(FO__V x) {
-    FO__V zero = {0}, u = FO__(exp1)(-FO__(abs1)(x));
+FO__INLINE FO__V FO__(sigmoid_v)(FO__V x) {
+    FO__V zero = {0}, u = FO__(exp_v)(-FO__(abs_v)(x));
     return FO__PICK(x < 0.0f, u, zero + 1.0f) / (u + 1.0f);
 }
 
 /* max(x,0) + log(1 + u) with u = exp(-|x|); above sqrt(2), 1 + u = 2 (1 + (u - 1) / 2). */
-FO__INLINE FO__V FO__(softplus1)(FO__V x) {
-    FO__V zero = {0}, u = FO__(exp1)(-FO__(abs1)(x)), big = (FO__V)(u > 0.41421356f);
+FO__INLINE FO__V FO__(softplus_v)(FO__V x) {
+    FO__V zero = {0}, u = FO__(exp_v)(-FO__(abs_v)(x)), big = (FO__V)(u > 0.41421356f);
     FO__V y = FO__(log1p_part)(FO__PICK(big, u * 0.5f - 0.5f, u), FO__PICK(big, zero + 1.0f, zero));
     return FO__PICK(x > 0.0f, x, zero) + y;
 }
@@ -1524,29 +1544,17 @@ FO__INLINE FO__V FO__(softplus1)(FO__V x) {
         for (i = 0; i < n; i += FO__W)                                                             \
             FO__STORE((out) + i, value, n - i);                                                    \
     }
-#define FO__MAP(name, value)                                                                       \
-    FO__TARGET static void FO__(name)(int64_t n, const fo_real *x, fo_real *y) FO__LOOP(y, value)
-#define FO__MAP_SCALAR(name, value)                                                                \
-    FO__TARGET static void FO__(name)(int64_t n, fo_real a, const fo_real *x, fo_real *y)          \
-        FO__LOOP(y, value)
-#define FO__ZIP(name, value)                                                                       \
-    FO__TARGET static void FO__(name)(int64_t n, const fo_real *x, const fo_real *y, fo_real *z)   \
-        FO__LOOP(z, value)
-
-FO__MAP(exp, FO__(exp1)(FO__IN(x)))
-FO__MAP(log, FO__(log1)(FO__IN(x)))
-FO__MAP(tanh, FO__(tanh1)(FO__IN(x)))
-FO__MAP(sigmoid, FO__(sigmoid1)(FO__IN(x)))
-FO__MAP(softplus, FO__(softplus1)(FO__IN(x)))
-FO__MAP_SCALAR(leaky, FO__PICK(FO__IN(x) > 0, FO__IN(x), FO__IN(x) * a))
-FO__MAP_SCALAR(scale, FO__IN(x) * a)
-FO__MAP_SCALAR(axpy, FO__IN(x) * a + FO__IN(y))
-FO__ZIP(add, FO__IN(x) + FO__IN(y))
-FO__ZIP(sub, FO__IN(x) - FO__IN(y))
-FO__ZIP(mul, FO__IN(x) * FO__IN(y))
-FO__ZIP(muladd, FO__IN(x) * FO__IN(y) + FO__IN(z))
-FO__ZIP(tanh_grad, FO__IN(y) * (1 - FO__IN(x) * FO__IN(x)) + FO__IN(z))
-FO__ZIP(sigmoid_grad, FO__IN(y) * (FO__IN(x) * (1 - FO__IN(x))) + FO__IN(z))
+#define FO__LOOP_OF(name, plain)                                                                   \
+    FO__TARGET static void FO__(name)(int64_t n, const fo_real *x, fo_real *y)                     \
+        FO__LOOP(y, FO__(name##_v)(FO__IN(x)))
+FO__MAPS(FO__LOOP_OF)
+#undef FO__LOOP_OF
+#define FO__map_scalar (int64_t n, fo_real a, const fo_real *x, fo_real *y)
+#define FO__zip (int64_t n, const fo_real *x, const fo_real *y, fo_real *z)
+#define FO__LOOP_OF(name, kind, out, value)                                                        \
+    FO__TARGET static void FO__(name) FO__##kind FO__LOOP(out, value)
+FO__ARITHMETIC(FO__LOOP_OF)
+#undef FO__LOOP_OF
 
 FO__TARGET static void FO__(leaky_grad)(int64_t n, fo_real slope, const fo_real *y,
                                         const fo_real *dy, fo_real *dx) {
@@ -1760,7 +1768,9 @@ FO__TARGET static void FO__(tile)(const fo__product *g, int64_t i0, int64_t m, i
         rows == FO__MR ? FO__CASE(FO__MR, 2) : FO__CASE(FO__MR / 2, 2);
     else
         rows == FO__MR ? FO__CASE(FO__MR, 1) : FO__CASE(FO__MR / 2, 1);
-    for (i = 0; i < m && !whole; i++)
+    if (whole)
+        return;
+    for (i = 0; i < m; i++)
         for (j = 0; j < n; j++)
             c[i * c_row + j] = edge[i * FO__NR + j];
 }
@@ -1925,32 +1935,35 @@ FO__TARGET static void FO__(winograd_output)(const fo__winograd *g, const float 
 
 #define FO__QUOTE2(isa) #isa
 #define FO__QUOTE(isa) FO__QUOTE2(isa)
+#if FO__KERNEL_PASS == 1
+#define FO__MR 1
+#define FO__NR 1
+#define fo__winograd_input_ref NULL
+#define fo__winograd_output_ref NULL
+#endif
 static void FO__(kernels)(fo__kernels *out) {
-    const fo__kernels table = {
-    FO__QUOTE(FO__ISA), (fo_simd)FO__KERNEL_PASS,
-#if FO__KERNEL_PASS == 1
-    1, 1, 1, FO__(product),
-#else
-    FO__MR, FO__NR, FO__W, FO__(product),
-#endif
-    FO__(exp), FO__(log), FO__(tanh), FO__(sigmoid), FO__(softplus), FO__(leaky), FO__(scale),
-    FO__(axpy), FO__(add), FO__(sub), FO__(mul), FO__(muladd), FO__(tanh_grad), FO__(sigmoid_grad),
-    FO__(leaky_grad), FO__(sum), FO__(sumsq), FO__(dot), FO__(moments),
-    FO__(norm), FO__(norm_sums), FO__(norm_grad),
-#if FO__KERNEL_PASS == 1
-    NULL, NULL,
-#else
-    FO__(winograd_input), FO__(winograd_output),
-#endif
-    FO__(adam)
-};
-    *out = table;
+    memset(out, 0, sizeof *out);
+    out->name  = FO__QUOTE(FO__ISA);
+    out->simd  = (fo_simd)FO__KERNEL_PASS;
+    out->mr    = FO__MR;
+    out->nr    = FO__NR;
+    out->lanes = FO__W;
+#define FO__ENTRY(name, plain) out->name = FO__(name);
+    FO__MAPS(FO__ENTRY)
+#undef FO__ENTRY
+#define FO__ENTRY(name, kind, to, value) out->name = FO__(name);
+    FO__ARITHMETIC(FO__ENTRY)
+#undef FO__ENTRY
+#define FO__ENTRY(name) out->name = FO__(name);
+    FO__OTHER_KERNELS(FO__ENTRY)
+#undef FO__ENTRY
 }
 
 /* Only what differs between passes; the rest is redefined to the same text. */
 #undef FO__ISA
 #undef FO__W
 #undef FO__MR
+#undef FO__NR
 #undef FO__TARGET
 #undef FO__INLINE
 #undef FO__LOAD
@@ -3696,33 +3709,43 @@ static void fo__tape_bind(fo_tape *tape, fo_real *values, fo_real *grads, fo_rea
     }
 }
 
-/* First values, each a function of (seed, its name's place in the block). */
+/* A gain starts as the lengths of the rows of the parameter that comes next. */
+static void fo__init_row_norms(const fo__param *g, const fo__param *p, fo_real *values) {
+    int64_t row = p->info.count / FO__MAX(g->info.count, 1), j, k;
+    for (j = 0; j < g->info.count; j++) {
+        const fo_real *v   = values + p->info.offset + j * row;
+        double         sum = 0;
+        for (k = 0; k < row; k++)
+            sum += (double)v[k] * (double)v[k];
+        values[g->info.offset + j] = (fo_real)sqrt(sum);
+    }
+}
+
+/* First values, each a function of (seed, its place in the list). */
 static void fo__params_init(const fo__params *params, uint64_t seed, fo_real *values) {
     int     i;
     int64_t j;
     for (i = 0; i < params->count; i++) {
-        const fo__param *p = &params->list[i];
-        fo_real         *v = values + p->info.offset;
-        if (p->init.kind == FO_INIT_NORMAL)
-            fo_random_normal(seed, FO__STREAM_INIT + (uint64_t)i, 0, p->info.count, v);
-        else if (p->init.kind == FO_INIT_UNIFORM)
-            fo_random_uniform(seed, FO__STREAM_INIT + (uint64_t)i, 0, p->info.count, v);
-        for (j = 0; j < p->info.count && p->init.kind != FO_INIT_ROW_NORMS; j++)
-            v[j] = (fo_real)(p->init.kind == FO_INIT_CONSTANT ? p->init.scale
-                             : p->init.kind == FO_INIT_NORMAL ? p->init.scale * (double)v[j]
-                                                 : p->init.scale * (2 * (double)v[j] - 1));
-    }
-    for (i = 0; i + 1 < params->count; i++) { /* gains: lengths of the rows that come next */
-        const fo__param *g = &params->list[i], *p = &params->list[i + 1];
-        int64_t          row = p->info.count / FO__MAX(g->info.count, 1), k;
-        for (j = 0; j < g->info.count && g->init.kind == FO_INIT_ROW_NORMS; j++) {
-            double sum = 0;
-            for (k = 0; k < row; k++)
-                sum += (double)values[p->info.offset + j * row + k] *
-                       (double)values[p->info.offset + j * row + k];
-            values[g->info.offset + j] = (fo_real)sqrt(sum);
+        const fo__param *p      = &params->list[i];
+        const uint64_t   stream = FO__STREAM_INIT + (uint64_t)i;
+        const double     scale  = p->init.scale;
+        fo_real         *v      = values + p->info.offset;
+        if (p->init.kind == FO_INIT_CONSTANT) {
+            for (j = 0; j < p->info.count; j++)
+                v[j] = (fo_real)scale;
+        } else if (p->init.kind == FO_INIT_UNIFORM) {
+            fo_random_uniform(seed, stream, 0, p->info.count, v);
+            for (j = 0; j < p->info.count; j++)
+                v[j] = (fo_real)(scale * (2 * (double)v[j] - 1));
+        } else if (p->init.kind == FO_INIT_NORMAL) {
+            fo_random_normal(seed, stream, 0, p->info.count, v);
+            for (j = 0; j < p->info.count; j++)
+                v[j] = (fo_real)(scale * (double)v[j]);
         }
     }
+    for (i = 0; i + 1 < params->count; i++)
+        if (params->list[i].init.kind == FO_INIT_ROW_NORMS)
+            fo__init_row_norms(&params->list[i], &params->list[i + 1], values);
 }
 
 fo_result fo_tape_plan(fo_tape *tape, int train) {
@@ -3902,7 +3925,9 @@ static fo_result fo__bad_shapes(const fo_tensor *out, const char *why) {
 static fo_result fo__binary_shape(fo_tensor *out) {
     const fo_tensor *x = out->in[0], *y = out->in[1];
     int              i, shift = x->rank - y->rank;
-    for (i = 0; i < y->rank && y->count != 1; i++)
+    if (y->count == 1)
+        return fo__like_first(out);
+    for (i = 0; i < y->rank; i++)
         if (shift < 0 || x->dim[i + shift] != y->dim[i])
             return fo__bad_shapes(out, "the second must have the shape of the first, or of its "
                                        "last dimensions, or be one number");
@@ -3944,10 +3969,10 @@ static void fo__binary_dy(const fo_tensor *out, int64_t begin, int64_t end, fo_r
             kern->muladd(end - begin, x + begin, dz + begin, dy + begin);
         else
             kern->axpy(end - begin, sign, dz + begin, dy + begin);
+    } else if (begin == 0 && p == 1) {
+        dy[0] += (fo_real)(x ? kern->dot(out->count, x, dz) : sign * kern->sum(out->count, dz));
     } else if (begin == 0) {
-        if (p == 1)
-            dy[0] += (fo_real)(x ? kern->dot(out->count, x, dz) : sign * kern->sum(out->count, dz));
-        for (i = 0; i < out->count && p > 1; i += p) {
+        for (i = 0; i < out->count; i += p) {
             if (x)
                 kern->muladd(p, x + i, dz + i, dy);
             else
@@ -4802,7 +4827,9 @@ static void fo__norm_backward(void *arg, int64_t begin, int64_t end) {
         if (db)
             db[i] = (out->overwrite & 4 ? 0 : db[i]) + (fo_real)(args->factor * s->sum[0]);
     }
-    for (b = 0; b < x->dim[0] && x->grad; b++)
+    if (x->grad == NULL)
+        return;
+    for (b = 0; b < x->dim[0]; b++)
         for (i = begin; i < end; i++) {
             const fo__norm_channel *s = &args->channel[i];
             const double            gain = (double)s->line.gain, count = (double)(rows * n);
@@ -4948,42 +4975,45 @@ static void fo__crelu_backward(const fo_tensor *out, int64_t begin, int64_t end)
 }
 /* ================================================================================================
    >>op-table      name, shape function and promises of every op; the functions of >>api-ops
+
+   How        a row makes the number, the entry of the table and, for ops of tensors alone, the
+              public function of `one` or `two`; ops with other arguments have theirs below
    ============================================================================================= */
 
 #define FO__OPS(X)                                                                                 \
-    X(add, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                                   \
-    X(sub, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                                   \
-    X(mul, binary, FO_ELEMENTWISE | FO_READS_INPUT)                                                \
-    X(scale, first, FO_ELEMENTWISE | FO_IN_PLACE)                                                  \
-    X(exp, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                                  \
-    X(log, first, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
-    X(tanh, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                                 \
-    X(sigmoid, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                              \
-    X(softplus, first, FO_ELEMENTWISE | FO_READS_INPUT)                                            \
-    X(leaky_relu, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                           \
-    X(sum, sum, FO_ELEMENTWISE)                                                                    \
-    X(matmul, matmul, FO_READS_INPUT | FO_OVERWRITES)                                              \
-    X(linear, linear, FO_READS_INPUT | FO_OVERWRITES)                                              \
-    X(conv2d, conv, FO_READS_INPUT | FO_OVERWRITES)                                                \
-    X(conv2d_transpose, conv, FO_READS_INPUT | FO_OVERWRITES)                                      \
-    X(batch_norm, batch_norm, FO_READS_INPUT | FO_OVERWRITES | FO_CHEAP)                           \
-    X(weight_norm, weight_norm, FO_READS_INPUT)                                                    \
-    X(gate, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                                 \
-    X(crelu, crelu, FO_READS_OUTPUT)                                                               \
-    X(gather, gather, 0)                                                                           \
-    X(concat, concat, 0)                                                                           \
-    X(reshape, reshape, FO_VIEW)
+    X(add, two, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                              \
+    X(sub, two, binary, FO_ELEMENTWISE | FO_IN_PLACE)                                              \
+    X(mul, two, binary, FO_ELEMENTWISE | FO_READS_INPUT)                                           \
+    X(scale, none, first, FO_ELEMENTWISE | FO_IN_PLACE)                                            \
+    X(exp, one, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                             \
+    X(log, one, first, FO_ELEMENTWISE | FO_READS_INPUT)                                            \
+    X(tanh, one, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                            \
+    X(sigmoid, one, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                         \
+    X(softplus, one, first, FO_ELEMENTWISE | FO_READS_INPUT)                                       \
+    X(leaky_relu, none, first, FO_ELEMENTWISE | FO_IN_PLACE | FO_READS_OUTPUT)                     \
+    X(sum, none, sum, FO_ELEMENTWISE)                                                              \
+    X(matmul, two, matmul, FO_READS_INPUT | FO_OVERWRITES)                                         \
+    X(linear, none, linear, FO_READS_INPUT | FO_OVERWRITES)                                        \
+    X(conv2d, none, conv, FO_READS_INPUT | FO_OVERWRITES)                                          \
+    X(conv2d_transpose, none, conv, FO_READS_INPUT | FO_OVERWRITES)                                \
+    X(batch_norm, none, batch_norm, FO_READS_INPUT | FO_OVERWRITES | FO_CHEAP)                     \
+    X(weight_norm, two, weight_norm, FO_READS_INPUT)                                               \
+    X(gate, none, gate, FO_ELEMENTWISE | FO_READS_INPUT)                                           \
+    X(crelu, one, crelu, FO_READS_OUTPUT)                                                          \
+    X(gather, none, gather, 0)                                                                     \
+    X(concat, two, concat, 0)                                                                      \
+    X(reshape, none, reshape, FO_VIEW)
 
 #define fo__first_shape fo__like_first
 enum {
-#define FO__ENUM(name, shape, flags) FO__OP_##name,
+#define FO__ENUM(name, inputs, shape, flags) FO__OP_##name,
     FO__OPS(FO__ENUM)
 #undef FO__ENUM
     FO__OP_COUNT
 };
 static void fo__ops_table(fo_op *out) {
     const fo_op table[FO__OP_COUNT] = {
-#define FO__ROW(name, shape, flags)                                                                \
+#define FO__ROW(name, inputs, shape, flags)                                                        \
     {#name, flags, fo__##shape##_shape, fo__##name##_forward, fo__##name##_backward},
     FO__OPS(FO__ROW)
 #undef FO__ROW
@@ -5009,16 +5039,18 @@ static fo_tensor *fo__apply3(int op, fo_tensor *a, fo_tensor *b, fo_tensor *c, c
     return a && b ? fo_apply(a->tape, &a->tape->fo->ops[op], in, c ? 3 : 2, args, size) : NULL;
 }
 
-fo_tensor *fo_add(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_add, a, b); }
-fo_tensor *fo_sub(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_sub, a, b); }
-fo_tensor *fo_mul(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_mul, a, b); }
-fo_tensor *fo_matmul(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_matmul, a, b); }
-fo_tensor *fo_concat(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_concat, a, b); }
-fo_tensor *fo_exp(fo_tensor *a) { return fo__apply1(FO__OP_exp, a, NULL, 0); }
-fo_tensor *fo_log(fo_tensor *a) { return fo__apply1(FO__OP_log, a, NULL, 0); }
-fo_tensor *fo_tanh(fo_tensor *a) { return fo__apply1(FO__OP_tanh, a, NULL, 0); }
-fo_tensor *fo_sigmoid(fo_tensor *a) { return fo__apply1(FO__OP_sigmoid, a, NULL, 0); }
-fo_tensor *fo_softplus(fo_tensor *a) { return fo__apply1(FO__OP_softplus, a, NULL, 0); }
+#define FO__none(name)
+#define FO__one(name)                                                                              \
+    fo_tensor *fo_##name(fo_tensor *a) { return fo__apply1(FO__OP_##name, a, NULL, 0); }
+#define FO__two(name)                                                                              \
+    fo_tensor *fo_##name(fo_tensor *a, fo_tensor *b) { return fo__apply2(FO__OP_##name, a, b); }
+#define FO__FUNCTION(name, inputs, shape, flags) FO__##inputs(name)
+FO__OPS(FO__FUNCTION)
+#undef FO__FUNCTION
+#undef FO__none
+#undef FO__one
+#undef FO__two
+
 fo_tensor *fo_relu(fo_tensor *a) { return fo_leaky_relu(a, 0); }
 
 fo_tensor *fo_scale(fo_tensor *a, double k) {
@@ -5051,11 +5083,13 @@ fo_tensor *fo_linear(fo_tensor *x, fo_tensor *w, fo_tensor *b) {
 static int *fo__gather_args(fo_tensor *a, int64_t n) {
     int    *args = (int *)fo__arena_alloc(&a->tape->arena, fo__times(n + 1, sizeof *args));
     int64_t i;
-    for (i = 0; args && i < n; i++)
+    if (args == NULL) {
+        a->tape->failed = 1;
+        return NULL;
+    }
+    args[0] = (int)n;
+    for (i = 0; i < n; i++)
         args[i + 1] = -1;
-    if (args)
-        args[0] = (int)n;
-    a->tape->failed |= args == NULL;
     return args;
 }
 
@@ -5096,7 +5130,9 @@ fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width) {
     if (a == NULL || !fo__index_ok(a, "fo_scatter", index, fo__row(a), 0, width))
         return NULL;
     args = fo__gather_args(a, width);
-    for (i = 0; args && i < fo__row(a); i++) {
+    if (args == NULL)
+        return NULL;
+    for (i = 0; i < fo__row(a); i++) {
         if (args[index[i] + 1] >= 0) {
             fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", index[i]);
             return NULL;
@@ -5123,7 +5159,9 @@ fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
     dim[1] = length;
     inner  = fo__row(a) / a->dim[1];
     args   = fo__gather_args(a, length * inner);
-    for (i = 0; args && i < length * inner; i++)
+    if (args == NULL)
+        return NULL;
+    for (i = 0; i < length * inner; i++)
         args[i + 1] = (int)(begin * inner + i);
     rank   = a->rank;
     a      = fo__gather(a, args);
@@ -5178,15 +5216,9 @@ fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *ru
     return fo_apply(x->tape, &x->tape->fo->ops[FO__OP_batch_norm], in, 5, &args, sizeof args);
 }
 
-fo_tensor *fo_weight_norm(fo_tensor *v, fo_tensor *g) {
-    return fo__apply2(FO__OP_weight_norm, v, g);
-}
-
 fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g) {
     return g ? fo__apply3(FO__OP_gate, h, r, g, NULL, 0) : NULL;
 }
-
-fo_tensor *fo_crelu(fo_tensor *x) { return fo__apply1(FO__OP_crelu, x, NULL, 0); }
 
 /* ================================================================================================
    >>nets          st-networks by name
