@@ -624,6 +624,8 @@ typedef struct fo_progress {
     double  elapsed, left;    /* seconds; left < 0: unknown                     */
     double  since;            /* seconds since the call before                  */
     int64_t skipped;          /* steps dropped for NaN                          */
+    double  held_out_bpd;     /* of the last measurement; NaN before the first  */
+    int     improved;         /* this call follows a measurement, the best so far */
     int     last;             /* the final call                                 */
 } fo_progress;
 
@@ -646,6 +648,12 @@ typedef struct fo_train_desc {
                                  default 0: none; < 0: none whatever it was. The running
                                  statistics of batch norm are not its own: fo_recalibrate */
     uint64_t seed;            /* 0: the context's                                        */
+    /* Held-out data (NULL: none) are scored every so many steps, and training ends with the whole
+       state of the best measurement: weights, optimizer, moving average, steps. */
+    const fo_data *held_out;
+    int64_t  held_out_every;  /* steps; default: an epoch, but 50 to 1000 steps           */
+    int      patience;        /* measurements without a new best before training stops;
+                                 default 0, or < 0: it does not                            */
     /* Negative training (appendix B of the paper): the second half of every batch comes from
        here, and its likelihood is lowered until it falls below -negative_floor nats per sample
        (default 30000/784 nats per dimension). */
@@ -7917,6 +7925,7 @@ static void fo__report(fo__trainer *tr, int last) {
     if (tr->desc.seconds > 0 && (p.left < 0 || p.left > tr->desc.seconds - now))
         p.left = FO__MAX(tr->desc.seconds - now, 0);
     p.skipped    = flow->train.skipped;
+    p.held_out_bpd = (double)NAN;
     p.last       = last;
     tr->reported = now;
     if (tr->desc.progress(tr->desc.user, &p))
