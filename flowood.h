@@ -49,9 +49,9 @@
      MANUAL   about  program  contents  build  glossary  contracts  math
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-train
               api-detect  api-check
-     IMPL     platform  memory  random  parallel  simd  kernels  data  metrics  tape  ops
-              convolution  normalization  op-table  nets  masks  layers  flow  text  presets
-              workspace  train  checkpoint  detect  check  context
+     IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
+              metrics  tape  ops  convolution  normalization  op-table  nets  masks  layers  flow
+              text  presets  workspace  train  checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -281,6 +281,8 @@ typedef struct fo_array {
 typedef struct fo_note { const char *key, *text; } fo_note; /* one entry of __metadata__ */
 
 FO_API fo_archive     *fo_archive_open(fo_context *fo, const char *path);
+/* The bytes must stay in place as long as the archive: values are not copied. */
+FO_API fo_archive     *fo_archive_open_memory(fo_context *fo, const void *bytes, size_t size);
 FO_API void            fo_archive_free(fo_archive *archive);
 FO_API int             fo_archive_count(const fo_archive *archive);
 FO_API const fo_array *fo_archive_at(const fo_archive *archive, int i); /* in file order */
@@ -729,6 +731,7 @@ FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *r
    >>platform      the only #if chains about compilers and systems
    ============================================================================================= */
 #include <errno.h>
+#include <float.h>
 #include <limits.h>
 #include <locale.h>
 #include <math.h>
@@ -742,14 +745,30 @@ FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *r
 #else
 #define FO__OPENMP 0
 #endif
+#include <sys/types.h>
+#include <sys/stat.h>
 #if defined(_WIN32)
+#include <fcntl.h>
 #include <io.h>
+#include <process.h>
+#ifdef __cplusplus
+extern "C"
+#endif
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to,
+                                                unsigned long flags); /* as <windows.h> has it */
+#define FO__POSIX 0
 #define fo__isatty(file) _isatty(_fileno(file))
+#define fo__stat _stat64
 #elif defined(__unix__) || defined(__APPLE__)
+#include <fcntl.h>
 #include <unistd.h>
+#define FO__POSIX 1
 #define fo__isatty(file) isatty(fileno(file))
+#define fo__stat stat
 #else
+#define FO__POSIX 0
 #define fo__isatty(file) 0
+#define fo__stat stat
 #endif
 
 /* Vector kernels: x86-64 compiles AVX2 and AVX-512 by attribute and asks the CPU at run time;
@@ -792,6 +811,72 @@ double fo_clock(void) {
     return (double)time(NULL);
 #endif
 }
+
+/* ---- files: sizes, new ones, and what it takes to have them on the disk ---------------------- */
+
+#if defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "flowood.h reads and writes arrays as they lie in memory: it needs a little-endian host"
+#endif
+
+#define FO__MISSING ((int64_t)-1)
+#define FO__NO_FILE ((int64_t)-2)
+
+/* The size of a regular file, or one of the above. A pipe is not opened: it would wait for its
+   other end. The two numbers are the same on all systems. */
+static int64_t fo__file_size(const char *path) {
+    struct fo__stat info;
+    if (fo__stat(path, &info) != 0)
+        return FO__MISSING;
+    return (info.st_mode & 0170000) == 0100000 ? (int64_t)info.st_size : FO__NO_FILE;
+}
+
+#if defined(_WIN32)
+/* A file that was not there before; NULL with errno EEXIST where it was. */
+static FILE *fo__open_new(const char *path) {
+    int file = _open(path, _O_CREAT | _O_EXCL | _O_WRONLY | _O_BINARY, _S_IREAD | _S_IWRITE);
+    return file < 0 ? NULL : _fdopen(file, "wb");
+}
+/* To the disk; 0: done. */
+static int fo__sync(FILE *file) { return fflush(file) != 0 || _commit(_fileno(file)) != 0; }
+/* At any moment there is either the old file `to` or the new one. */
+static int fo__replace(const char *from, const char *to) {
+    errno = EACCES;
+    return !MoveFileExA(from, to, 1 | 8); /* replace what is there, and write it through */
+}
+static void          fo__sync_folder(char *path) { (void)path; }
+static unsigned long fo__process_id(void) { return (unsigned long)_getpid(); }
+#elif FO__POSIX
+static FILE *fo__open_new(const char *path) {
+    int file = open(path, O_CREAT | O_EXCL | O_WRONLY, 0666);
+    return file < 0 ? NULL : fdopen(file, "wb");
+}
+static int fo__sync(FILE *file) { /* EINVAL: a file system that has no such thing */
+    return fflush(file) != 0 || (fsync(fileno(file)) != 0 && errno != EINVAL);
+}
+static int fo__replace(const char *from, const char *to) { return rename(from, to); }
+/* The new name is in the folder, which has to reach the disk as well. Cuts the path. */
+static void fo__sync_folder(char *path) {
+    char *slash = strrchr(path, '/');
+    int   folder;
+    if (slash)
+        slash[slash == path] = 0;
+    folder = open(slash ? path : ".", O_RDONLY);
+    if (folder >= 0) {
+        fsync(folder); /* not every file system can: the file itself is safe by now */
+        close(folder);
+    }
+}
+static unsigned long fo__process_id(void) { return (unsigned long)getpid(); }
+#else
+static FILE *fo__open_new(const char *path) {
+    errno = EEXIST;
+    return fo__file_size(path) == FO__MISSING ? fopen(path, "wb") : NULL;
+}
+static int           fo__sync(FILE *file) { return fflush(file) != 0; }
+static int           fo__replace(const char *from, const char *to) { return rename(from, to); }
+static void          fo__sync_folder(char *path) { (void)path; }
+static unsigned long fo__process_id(void) { return 0; }
+#endif
 
 /* ================================================================================================
    >>memory        one funnel, arenas, errors
@@ -941,6 +1026,20 @@ static void *fo__arena_alloc(fo__arena *arena, size_t size) {
     at = (char *)chunk + head + chunk->used;
     chunk->used += size;
     return at;
+}
+
+/* A growing list in an arena: doubling leaves the old copies to the arena. */
+static void *fo__grow(fo__arena *arena, void *list, int count, int *room, size_t size) {
+    void *more;
+    if (count < *room)
+        return list;
+    more = fo__arena_alloc(arena, fo__times(*room ? 2 * (int64_t)*room : 16, size));
+    if (more == NULL)
+        return NULL;
+    if (count)
+        memcpy(more, list, (size_t)count * size);
+    *room = *room ? 2 * *room : 16;
+    return more;
 }
 
 static fo_real *fo__reals(fo__arena *arena, int64_t count) {
@@ -2073,82 +2172,14 @@ static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_r
     fo_parallel_for(fo, g.by_rows ? rows : columns, worth_a_fork / FO__MAX(unit, 1) + 1,
                     fo__product_part, &g);
 }
-/* ---- begin: platform part of >>data ---------------------------------------------------------- */
-#include <float.h>
-#include <sys/types.h>
-#include <sys/stat.h>
-#if defined(_WIN32)
-#define fo__stat _stat64
-#define fo__replace(from, to) (remove(to), rename(from, to)) /* rename does not replace there */
-#else
-#define fo__stat stat
-#define fo__replace(from, to) rename(from, to)
-#endif
-#if defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#error "flowood.h reads and writes arrays as they lie in memory: it needs a little-endian host"
-#endif
-
-#define FO__MISSING ((int64_t)-1)
-#define FO__NO_FILE ((int64_t)-2)
-
-/* The size of a regular file, or one of the above. A pipe is not opened: it would wait for its
-   other end. The two numbers are the same on all systems. */
-static int64_t fo__file_size(const char *path) {
-    struct fo__stat info;
-    if (fo__stat(path, &info) != 0)
-        return FO__MISSING;
-    return (info.st_mode & 0170000) == 0100000 ? (int64_t)info.st_size : FO__NO_FILE;
-}
-/* ---- end: platform part of >>data ------------------------------------------------------------ */
 
 /* ================================================================================================
-   >>data          array files in and out, gzip, PNG, safetensors archives
+   >>gzip          DEFLATE (RFC 1951) in a gzip wrapper (RFC 1952), unpacking only
 
-   Purpose    IDX, .npy and safetensors files become rows and named arrays, and back
-   Invariants a file is hostile: every length is compared with what is really there before memory
-              is asked for or bytes are touched; only regular files are opened, so reading ends;
-              a writer leaves the old file or the whole new one, never half of either
-   Callers    everything above: training and scoring through fo__data_rows, checkpoints through
-              the archive, pictures through fo_save_png
-   Cost       loading peaks at the file plus its content; unpacking runs at about 200 MB/s
+   Invariants a file is hostile: nothing is read beyond its end, nothing is written beyond `room`
+   Callers    >>data; PNG files share the checksum
+   Cost       about 200 MB/s
    ============================================================================================= */
-static const struct fo__dtype_row { char name[4], npy[4]; size_t size; } fo__dtypes[] = {
-    {"U8", "|u1", 1},  {"F16", "<f2", 2}, {"F32", "<f4", 4},
-    {"F64", "<f8", 8}, {"I32", "<i4", 4}, {"I64", "<i8", 8}};
-enum { FO__DTYPES = sizeof fo__dtypes / sizeof fo__dtypes[0] };
-
-size_t fo_dtype_size(fo_dtype type) {
-    return (unsigned)type < FO__DTYPES ? fo__dtypes[type].size : 0;
-}
-
-const char *fo_dtype_name(fo_dtype type) {
-    return (unsigned)type < FO__DTYPES ? fo__dtypes[type].name : "unknown type";
-}
-
-/* 0 for a shape with no samples in it; a product beyond int64_t stays at its end. */
-int64_t fo_shape_count(fo_shape shape) {
-    int64_t plane = (int64_t)shape.h * shape.w;
-    if (shape.c < 1 || shape.h < 1 || shape.w < 1)
-        return 0;
-    return plane > INT64_MAX / shape.c ? INT64_MAX : plane * shape.c;
-}
-
-/* Bytes of an array; SIZE_MAX for an unknown type or impossible dimensions. */
-static size_t fo__array_bytes(fo_dtype type, int rank, const int64_t *dim) {
-    size_t bytes = fo_dtype_size(type);
-    int    k;
-    for (k = 0; k < rank; k++)
-        bytes = fo__times(dim[k], bytes);
-    return fo_dtype_size(type) ? bytes : SIZE_MAX;
-}
-
-static void fo__set_be32(unsigned char *at, uint32_t value) {
-    int i;
-    for (i = 0; i < 4; i++)
-        at[i] = (unsigned char)(value >> (24 - 8 * i));
-}
-
-/* ---- gzip: DEFLATE (RFC 1951) in a gzip wrapper (RFC 1952) ----------------------------------- */
 
 /* Continues `value` (0 at the start) over n bytes. */
 static uint32_t fo__crc32(uint32_t value, const void *bytes, size_t n) {
@@ -2177,7 +2208,9 @@ typedef struct fo__huffman {
 typedef struct fo__inflate {
     const unsigned char *in, *in_end;
     uint64_t             bits;
-    int                  n_bits, bad, full; /* full: there is more than fits in room */
+    int                  n_bits, bad;
+    int                  full;  /* there is more than fits in room */
+    int                  fixed; /* the codes are those of a fixed block */
     unsigned char       *out;
     size_t               n_out, start, room; /* start: where this member begins */
     fo__huffman          literal, distance;
@@ -2320,15 +2353,17 @@ static void fo__inflate_blocks(fo__inflate *z) {
             z->bad |= (n ^ fo__bits(z, 16)) != 0xFFFF;
             for (; n > 0 && !z->bad && !z->full; n--)
                 fo__put(z, fo__bits(z, 8));
-        } else if (kind == 1) {
+        } else if (kind == 1 && !z->fixed) { /* once: many tiny blocks are no reason for more */
             memset(fixed, 8, 288);
             memset(fixed + 144, 9, 112);
             memset(fixed + 256, 7, 24);
             memset(fixed + 288, 5, 32);
             fo__huffman_init(&z->literal, fixed, 288);
             fo__huffman_init(&z->distance, fixed + 288, 32);
-        } else {
+            z->fixed = 1;
+        } else if (kind == 2) {
             fo__inflate_dynamic(z);
+            z->fixed = 0;
         }
         if (kind > 0 && !z->bad)
             fo__inflate_codes(z);
@@ -2355,14 +2390,54 @@ static void fo__gunzip(fo__inflate *z) {
     } while (!z->bad && (z->n_bits > 0 || z->in < z->in_end));
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>data          samples from array files
 
-/* A file, all of it in memory. */
+   Purpose    IDX and .npy files become rows; sources and headers are read for >>archive, too
+   Invariants a file is hostile: every length is compared with what is really there before memory
+              is asked for or bytes are touched; only regular files are opened, so reading ends
+   Callers    everything above: training and scoring through fo__data_rows
+   Cost       loading peaks at the content, of packed files at both; unpacking at 200 MB/s
+   ============================================================================================= */
+static const struct fo__dtype_row { char name[4], npy[4]; size_t size; } fo__dtypes[] = {
+    {"U8", "|u1", 1},  {"F16", "<f2", 2}, {"F32", "<f4", 4},
+    {"F64", "<f8", 8}, {"I32", "<i4", 4}, {"I64", "<i8", 8}};
+enum { FO__DTYPES = sizeof fo__dtypes / sizeof fo__dtypes[0] };
+
+size_t fo_dtype_size(fo_dtype type) {
+    return (unsigned)type < FO__DTYPES ? fo__dtypes[type].size : 0;
+}
+
+const char *fo_dtype_name(fo_dtype type) {
+    return (unsigned)type < FO__DTYPES ? fo__dtypes[type].name : "unknown type";
+}
+
+/* 0 for a shape with no samples in it; a product beyond int64_t stays at its end. */
+int64_t fo_shape_count(fo_shape shape) {
+    int64_t plane = (int64_t)shape.h * shape.w;
+    if (shape.c < 1 || shape.h < 1 || shape.w < 1)
+        return 0;
+    return plane > INT64_MAX / shape.c ? INT64_MAX : plane * shape.c;
+}
+
+/* Bytes of an array; SIZE_MAX for an unknown type or impossible dimensions. */
+static size_t fo__array_bytes(fo_dtype type, int rank, const int64_t *dim) {
+    size_t bytes = fo_dtype_size(type);
+    int    k;
+    for (k = 0; k < rank; k++)
+        bytes = fo__times(dim[k], bytes);
+    return fo_dtype_size(type) ? bytes : SIZE_MAX;
+}
+
+/* ---- sources --------------------------------------------------------------------------------- */
+
+/* Bytes that are taken one after the other, from a file or from memory. */
 typedef struct fo__source {
-    fo_context    *fo;
-    const char    *path;
-    unsigned char *bytes;
-    size_t         size;
+    fo_context          *fo;
+    const char          *path;   /* for messages, if it is memory */
+    FILE                *file;   /* NULL: memory */
+    const unsigned char *memory;
+    size_t               size, at;
 } fo__source;
 
 /* "path: what is wrong with the file and what to do". */
@@ -2376,48 +2451,51 @@ static fo_result fo__reject(const fo__source *s, const char *format, ...) {
     return fo__fail(s->fo, FO_ERR_FORMAT, "%s: %s", s->path, what);
 }
 
-/* Its bytes go to the arena. */
-static fo_result fo__source_read(fo__source *s, fo__arena *arena, const char *path) {
+static fo_result fo__source_open(fo__source *s, fo_context *fo, const char *path) {
     int64_t size = path ? fo__file_size(path) : FO__MISSING;
-    FILE   *file;
-    int     ok;
-    s->fo   = arena->fo;
+    memset(s, 0, sizeof *s);
+    s->fo   = fo;
     s->path = path;
     s->size = fo__times(size, 1);
     if (path == NULL)
-        return fo__fail(s->fo, FO_ERR_ARGUMENT, "the path of a file to read is NULL");
+        return fo__fail(fo, FO_ERR_ARGUMENT, "the path of a file to read is NULL");
     if (size == FO__NO_FILE)
-        return fo__fail(s->fo, FO_ERR_FILE, "%s: is a folder, pipe or device: name a file", path);
-    if (size == FO__MISSING || (file = fopen(path, "rb")) == NULL)
-        return fo__fail(s->fo, FO_ERR_FILE, "%s: cannot be opened (%s)", path, strerror(errno));
-    errno    = 0;
-    s->bytes = (unsigned char *)fo__arena_alloc(arena, FO__MAX(s->size, 16)); /* zeros behind it */
-    ok       = s->bytes && fread(s->bytes, 1, s->size, file) == s->size;
-    if (s->bytes && !ok)
-        fo__fail(s->fo, FO_ERR_FILE, "%s: could not be read (%s)", path,
-                 strerror(errno ? errno : EIO));
-    fclose(file);
-    return ok && size == 0 ? fo__reject(s, "is empty, copy it again") : ok ? FO_OK : FO_ERR_FILE;
+        return fo__fail(fo, FO_ERR_FILE, "%s: is a folder, pipe or device: name a file", path);
+    if (size == 0)
+        return fo__reject(s, "is empty, copy it again");
+    if (size == FO__MISSING || (s->file = fopen(path, "rb")) == NULL)
+        return fo__fail(fo, FO_ERR_FILE, "%s: cannot be opened (%s)", path, strerror(errno));
+    return FO_OK;
 }
 
-/* The first `room` bytes of the content; *n is how many there are, room + 1 if there are more. */
-static fo_result fo__content(fo__source *s, unsigned char *out, size_t room, size_t *n) {
-    fo__inflate z;
-    if (s->bytes[0] != 0x1f || s->bytes[1] != 0x8b) {
-        *n = FO__MIN(room + 1, s->size);
-        memcpy(out, s->bytes, FO__MIN(room, s->size));
-        return FO_OK;
-    }
-    memset(&z, 0, sizeof z);
-    z.in     = s->bytes;
-    z.in_end = s->bytes + s->size;
-    z.out    = out;
-    z.room   = room;
-    fo__gunzip(&z);
-    *n = z.n_out + (size_t)z.full;
-    return !z.bad ? FO_OK : fo__reject(s, "its gzip data are damaged or were cut short (after %lld "
-                                       "unpacked bytes), copy it again", (long long)z.n_out);
+static fo_result fo__source_memory(fo__source *s, fo_context *fo, const void *bytes, size_t size) {
+    memset(s, 0, sizeof *s);
+    s->fo     = fo;
+    s->path   = "bytes in memory";
+    s->memory = (const unsigned char *)bytes;
+    s->size   = size;
+    return bytes && size ? FO_OK : fo__fail(fo, FO_ERR_ARGUMENT, "the bytes to read are missing");
 }
+
+static void fo__source_close(fo__source *s) {
+    if (s->file)
+        fclose(s->file);
+    s->file = NULL;
+}
+
+/* The next n bytes; there are so many. */
+static fo_result fo__take(fo__source *s, void *out, size_t n) {
+    s->at += n;
+    errno = 0;
+    if (s->file == NULL)
+        memcpy(out, s->memory + s->at - n, n);
+    else if (fread(out, 1, n, s->file) != n)
+        return fo__fail(s->fo, FO_ERR_FILE, "%s: could not be read (%s)", s->path,
+                        strerror(errno ? errno : EIO));
+    return FO_OK;
+}
+
+/* ---- headers --------------------------------------------------------------------------------- */
 
 /* A cursor over the text of a header: a Python literal in .npy, JSON in safetensors. Python also
    knows single quotes, writes lists in () and may end them with a comma. `bad` is sticky. */
@@ -2550,7 +2628,52 @@ struct fo_data {
     const void *rows;
 };
 
-#define FO__PEEK ((size_t)65536) /* bytes of content looked at to find its header */
+#define FO__PEEK ((size_t)65536) /* bytes looked at to find a header */
+
+/* An array file: the first bytes of it and of its content, the same where it is not packed. */
+typedef struct fo__array_file {
+    fo__source     source;
+    fo__arena      arena;
+    unsigned char *head, *content;
+    size_t         n_head, n_content;
+    int            packed;
+    fo__record     record;
+} fo__array_file;
+
+/* Unpacks at most `room` bytes of n packed ones. */
+static void fo__unpack(fo__inflate *z, const unsigned char *packed, size_t n, unsigned char *out,
+                       size_t room) {
+    memset(z, 0, sizeof *z);
+    z->in     = packed;
+    z->in_end = packed + n;
+    z->out    = out;
+    z->room   = room;
+    fo__gunzip(z);
+}
+
+static fo_result fo__bad_gzip(const fo__source *s, const fo__inflate *z) {
+    return fo__reject(s, "its gzip data are damaged or were cut short (after %lld unpacked bytes), "
+                      "copy it again", (long long)z->n_out);
+}
+
+/* Looks at the first bytes, before anything is done that takes as long as the file is. */
+static fo_result fo__peek(fo__array_file *f) {
+    fo__source *s = &f->source;
+    fo__inflate z;
+    f->n_head = f->n_content = FO__MIN(s->size, FO__PEEK);
+    f->head = f->content = (unsigned char *)fo__arena_alloc(&f->arena, FO__PEEK);
+    if (f->head == NULL || fo__take(s, f->head, f->n_head) != FO_OK)
+        return f->head ? FO_ERR_FILE : FO_ERR_MEMORY;
+    f->packed = f->head[0] == 0x1f && f->head[1] == 0x8b;
+    if (!f->packed)
+        return FO_OK;
+    f->content = (unsigned char *)fo__arena_alloc(&f->arena, FO__PEEK);
+    if (f->content == NULL)
+        return FO_ERR_MEMORY;
+    fo__unpack(&z, f->head, f->n_head, f->content, FO__PEEK);
+    f->n_content = z.n_out;
+    return z.bad && (z.n_out == 0 || f->n_head == s->size) ? fo__bad_gzip(s, &z) : FO_OK;
+}
 
 /* The first n bytes of content begin with an .npy header. */
 static fo_result fo__parse_npy(fo__source *s, unsigned char *head, size_t n, fo__record *r) {
@@ -2575,17 +2698,14 @@ static fo_result fo__parse_npy(fo__source *s, unsigned char *head, size_t n, fo_
                                             "numpy.ascontiguousarray(array)");
 }
 
-/* Are the dimensions possible, and can this file hold what they announce? */
-static fo_result fo__read_header(fo__source *s, fo__arena *arena, fo__record *r) {
-    unsigned char *head   = (unsigned char *)fo__arena_alloc(arena, FO__PEEK);
-    fo_result      result = head ? FO_OK : FO_ERR_MEMORY;
-    size_t         n      = 0;
+/* Is it an array, and are its dimensions possible? */
+static fo_result fo__read_header(fo__array_file *f) {
+    fo__source    *s      = &f->source;
+    fo__record    *r      = &f->record;
+    unsigned char *head   = f->content;
+    fo_result      result = FO_OK;
+    size_t         n      = f->n_content;
     int            k;
-    if (head)
-        result = fo__content(s, head, FO__PEEK, &n);
-    if (result != FO_OK)
-        return result;
-    n = FO__MIN(n, FO__PEEK);
     if (n > 10 && memcmp(head, "\x93NUMPY", 6) == 0)
         result = fo__parse_npy(s, head, n, r);
     else if (n > 4 && memcmp(head, "\0\0\x08", 3) == 0 && n >= 4 + 4 * (size_t)head[3]) { /* IDX */
@@ -2606,9 +2726,22 @@ static fo_result fo__read_header(fo__source *s, fo__arena *arena, fo__record *r)
                           "or 4 (N x C x H x W)", r->rank);
     n      = fo__array_bytes((fo_dtype)r->type, r->rank, r->dim);
     r->end = r->begin + FO__MIN(n, SIZE_MAX / 8);
-    if (r->end / 1032 > s->size) /* DEFLATE cannot shrink anything more than that */
+    return FO_OK;
+}
+
+/* Can the file hold what its header announces? A packed one may, before it is unpacked, claim no
+   more than 64 MB or 64 times its size: DEFLATE can shrink zeros by 1032, but samples never. */
+static fo_result fo__check_size(const fo__array_file *f) {
+    const fo__source *s    = &f->source;
+    const size_t      most = (size_t)64 << 20, end = f->record.end;
+    const size_t      wide = f->record.type == FO_F16 ? 2 * end : end;
+    if (!f->packed && end != s->size)
+        return fo__reject(s, "its header announces %lld bytes, there are %s: copy it again",
+                          (long long)end, s->size > end ? "more" : "fewer, it was cut short");
+    if (f->packed && wide > most && wide / 64 > s->size)
         return fo__reject(s, "has %lld bytes, its header announces %.3g: it was cut short, copy it "
-                          "again", (long long)s->size, (double)r->end);
+                          "again; or, if that is true, unpack it first", (long long)s->size,
+                          (double)end);
     return FO_OK;
 }
 
@@ -2635,14 +2768,43 @@ static double fo__value(fo_dtype type, const void *values, size_t i) {
     }
 }
 
-static fo_result fo__read_values(fo__source *s, const fo__record *r, fo_data *data) {
-    const double   largest = sizeof(fo_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
-    int            is_image = r->rank > 2;
-    size_t         size = r->end - r->begin, wider = r->type == FO_F16 ? size : 0, columns, got, i;
-    unsigned char *bytes = (unsigned char *)fo__arena_alloc(&data->arena, r->end + wider);
+/* The values to `bytes`. */
+static fo_result fo__take_values(fo__array_file *f, unsigned char *bytes) {
+    const fo__record *r    = &f->record;
+    size_t            here = FO__MIN(f->n_content, r->end) - r->begin;
+    unsigned char    *packed;
+    fo__inflate       z;
+    if (!f->packed) {
+        memcpy(bytes, f->content + r->begin, here);
+        return fo__take(&f->source, bytes + here, r->end - r->begin - here);
+    }
+    packed = (unsigned char *)fo__arena_alloc(&f->arena, f->source.size);
+    if (packed == NULL)
+        return FO_ERR_MEMORY;
+    memcpy(packed, f->head, f->n_head);
+    if (fo__take(&f->source, packed + f->n_head, f->source.size - f->n_head) != FO_OK)
+        return FO_ERR_FILE;
+    fo__unpack(&z, packed, f->source.size, bytes, r->end);
+    if (z.bad)
+        return fo__bad_gzip(&f->source, &z);
+    if (z.n_out != r->end || z.full)
+        return fo__reject(&f->source, "its header announces %lld bytes, there are %s: copy it "
+                          "again", (long long)r->end, z.full ? "more" : "fewer, it was cut short");
+    memmove(bytes, bytes + r->begin, r->end - r->begin);
+    return FO_OK;
+}
+
+static fo_result fo__read_values(fo__array_file *f, fo_data *data) {
+    const double      largest = sizeof(fo_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
+    const fo__record *r = &f->record;
+    int               is_image = r->rank > 2;
+    size_t            size = r->end - r->begin, wider = r->type == FO_F16 ? size : 0, columns, i;
+    unsigned char    *bytes;
+    fo_result         result;
+    bytes = (unsigned char *)fo__arena_alloc(&data->arena, r->end + wider);
     if (bytes == NULL)
         return FO_ERR_MEMORY;
-    data->fo      = s->fo;
+    data->fo      = f->source.fo;
     data->type    = r->type == FO_F16 ? FO_F32 : (fo_dtype)r->type;
     data->count   = r->dim[0];
     data->rows    = bytes;
@@ -2650,38 +2812,35 @@ static fo_result fo__read_values(fo__source *s, const fo__record *r, fo_data *da
     data->shape.h = is_image ? (int)r->dim[r->rank - 2] : 1;
     data->shape.w = is_image ? (int)r->dim[r->rank - 1] : 1;
     columns       = (size_t)fo_shape_count(data->shape);
-    if (fo__content(s, bytes, r->end, &got) != FO_OK)
-        return FO_ERR_FORMAT;
-    if (got != r->end)
-        return fo__reject(s, "its header announces %lld bytes, there are %s: copy it again",
-                          (long long)r->end, got > r->end ? "more" : "fewer, it was cut short");
-    memmove(bytes, bytes + r->begin, size);
+    result        = fo__take_values(f, bytes);
+    if (result != FO_OK)
+        return result;
     for (i = size / 2; r->type == FO_F16 && i-- > 0;) { /* backwards: a float replaces two */
         float wide = (float)fo__value(FO_F16, bytes, i);
         memcpy(bytes + 4 * i, &wide, 4);
     }
     for (i = 0; r->type != FO_U8 && i < columns * (size_t)data->count; i++)
         if (!(fabs(fo__value(data->type, bytes, i)) <= largest))
-            return fo__fail(s->fo, FO_ERR_NUMERIC, "%s: row %lld column %lld is %g: repair it, "
-                            "e.g. with numpy.nan_to_num", s->path, (long long)(i / columns),
+            return fo__fail(data->fo, FO_ERR_NUMERIC, "%s: row %lld column %lld is %g: repair it, "
+                            "e.g. with numpy.nan_to_num", f->source.path, (long long)(i / columns),
                             (long long)(i % columns), fo__value(data->type, bytes, i));
     return FO_OK;
 }
 
 fo_data *fo_load(fo_context *fo, const char *path) {
-    fo__arena  arena = {fo, NULL};
-    fo__source source;
-    fo__record record;
-    fo_data   *data = NULL;
-    memset(&record, 0, sizeof record);
-    if (fo && fo__source_read(&source, &arena, path) == FO_OK &&
-        fo__read_header(&source, &arena, &record) == FO_OK)
+    fo__array_file f;
+    fo_data       *data = NULL;
+    memset(&f, 0, sizeof f);
+    f.arena.fo = fo;
+    if (fo && fo__source_open(&f.source, fo, path) == FO_OK && fo__peek(&f) == FO_OK &&
+        fo__read_header(&f) == FO_OK && fo__check_size(&f) == FO_OK)
         data = (fo_data *)fo__object(fo, sizeof *data);
-    if (data && fo__read_values(&source, &record, data) != FO_OK) {
+    if (data && fo__read_values(&f, data) != FO_OK) {
         fo__object_free(data);
         data = NULL;
     }
-    fo__arena_free(&arena);
+    fo__source_close(&f.source);
+    fo__arena_free(&f.arena);
     return data;
 }
 
@@ -2742,17 +2901,26 @@ fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out) {
     return FO_OK;
 }
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>write         files out: .npy, IDX, PNG
 
-/* A file being written: into path.part, which becomes path when all of it is on disk. After the
-   first failure nothing more is done, and fo__write_end reports it. */
+   Invariants there is the old file or the whole new one, never half of either, also when two write
+              at once, and when the power fails
+   Callers    users; >>archive
+   Cost       a wait for the disk at the end of each file
+   ============================================================================================= */
+
+/* What is written goes to a new file with a name of its own beside `path`, which becomes `path`
+   when all of it is on disk; or to memory; or nowhere, to count it. After the first failure
+   nothing more is done, and fo__write_end reports it. */
 typedef struct fo__writer {
-    fo_context *fo;
-    const char *path;
-    char       *part;
-    FILE       *file;
-    size_t      n; /* bytes so far */
-    fo_result   result;
+    fo_context    *fo;
+    const char    *path;
+    char          *part;
+    FILE          *file;
+    unsigned char *memory; /* without a file: room for all, or NULL to count only */
+    size_t         n;      /* bytes so far */
+    fo_result      result;
 } fo__writer;
 
 static void fo__write_check(fo__writer *w, int ok) {
@@ -2763,26 +2931,35 @@ static void fo__write_check(fo__writer *w, int ok) {
 }
 
 static void fo__write_begin(fo__writer *w, fo_context *fo, const char *path) {
+    const size_t n    = path ? strlen(path) : 0;
+    uint64_t     name = (uint64_t)(fo_clock() * 1e9) ^ (uint64_t)fo__process_id() << 32 ^
+                    (uint64_t)(uintptr_t)w;
+    int          i;
     memset(w, 0, sizeof *w);
     w->fo   = fo;
     w->path = path;
-    if (fo == NULL || path == NULL || *path == 0)
+    if (fo == NULL || n == 0)
         w->result = fo__fail(fo, FO_ERR_ARGUMENT, "the path of a file to write is missing");
-    else if ((w->part = (char *)fo__alloc(fo, strlen(path) + 6)) == NULL)
+    else if (fo__file_size(path) == FO__NO_FILE)
+        w->result = fo__fail(fo, FO_ERR_FILE, "%s: is a folder, pipe or device: name a file", path);
+    else if ((w->part = (char *)fo__alloc(fo, n + 16)) == NULL)
         w->result = FO_ERR_MEMORY;
-    if (w->result != FO_OK)
-        return;
-    strcat(strcpy(w->part, path), ".part");
-    if (fo__file_size(path) == FO__NO_FILE || fo__file_size(w->part) == FO__NO_FILE)
-        w->result = fo__fail(fo, FO_ERR_FILE, "%s: it, or the same with .part, is a folder, pipe "
-                             "or device: name a file", path);
-    else
-        fo__write_check(w, (w->file = fopen(w->part, "wb")) != NULL);
+    for (i = 0; i < 100 && w->result == FO_OK && w->file == NULL; i++) {
+        name = (name ^ name >> 32) * 0x9E3779B97F4A7C15u + 1;
+        snprintf(w->part, n + 16, "%s.%08lx.part", path, (unsigned long)(name >> 32));
+        errno   = 0;
+        w->file = fo__open_new(w->part);
+        if (w->file == NULL && errno != EEXIST)
+            break;
+    }
+    fo__write_check(w, w->result != FO_OK || w->file != NULL);
 }
 
 static void fo__write(fo__writer *w, const void *bytes, size_t n) {
-    if (n && w->result == FO_OK)
+    if (n && w->result == FO_OK && w->file)
         fo__write_check(w, fwrite(bytes, 1, n, w->file) == n);
+    else if (n && w->memory)
+        memcpy(w->memory + w->n, bytes, n);
     w->n += n;
 }
 
@@ -2798,14 +2975,22 @@ static void fo__print(fo__writer *w, const char *format, ...) {
 
 static fo_result fo__write_end(fo__writer *w) {
     if (w->file) {
-        fo__write_check(w, fflush(w->file) == 0);
+        fo__write_check(w, w->result != FO_OK || fo__sync(w->file) == 0);
         fo__write_check(w, fclose(w->file) == 0);
         fo__write_check(w, w->result != FO_OK || fo__replace(w->part, w->path) == 0);
-        if (w->result != FO_OK)
+        if (w->result == FO_OK)
+            fo__sync_folder(w->part);
+        else
             remove(w->part);
     }
     fo__free(w->fo, w->part);
     return w->result;
+}
+
+static void fo__set_be32(unsigned char *at, uint32_t value) {
+    int i;
+    for (i = 0; i < 4; i++)
+        at[i] = (unsigned char)(value >> (24 - 8 * i));
 }
 
 /* May this array be written? `what` is its name or the function's. */
@@ -2911,117 +3096,313 @@ fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channe
     return fo__write_end(&writer);
 }
 
-/* ---- safetensors: the length of a JSON header, the header, the bytes of all arrays ----------- */
+/* ================================================================================================
+   >>archive       safetensors: the length of a JSON header, the header, the bytes of all arrays
 
-enum { FO__ARRAYS_MAX = 10000 }; /* everything is compared with everything: no more than that */
+   Invariants a file is hostile: its header is read and compared with the file's size before the
+              values are; nothing is looked up by scanning; what we wrote carries a checksum
+   Callers    users; >>checkpoint
+   Cost       the checksum takes 8 bytes in about 5 cycles
+   ============================================================================================= */
+
+/* What look-ups and comparisons go by: a text, or a number where there is none. */
+typedef struct fo__key {
+    const char *text;
+    int64_t     number;
+    int         at; /* in the list that this is a key of */
+} fo__key;
+
+static int fo__before(const fo__key *a, const fo__key *b) {
+    return a->text ? strcmp(a->text, b->text) < 0 : a->number < b->number;
+}
+
+/* Heap sort: n log n for any input, and the input is hostile. */
+static void fo__sort_keys(fo__key *at, int64_t n) {
+    int64_t root = n / 2, heap = n, i, child;
+    while (heap > 1) {
+        fo__key sinking = root > 0 ? at[--root] : at[--heap];
+        if (heap < n)
+            at[heap] = at[0];
+        for (i = root; (child = 2 * i + 1) < heap; i = child) {
+            child += child + 1 < heap && fo__before(&at[child], &at[child + 1]);
+            if (!fo__before(&sinking, &at[child]))
+                break;
+            at[i] = at[child];
+        }
+        at[i] = sinking;
+    }
+}
+
+/* The place of `text` in the list that these sorted keys belong to, or -1. */
+static int fo__find_key(const fo__key *keys, int n, const char *text) {
+    int low = 0, high = n;
+    while (low < high) {
+        int middle = low + (high - low) / 2, order = strcmp(keys[middle].text, text);
+        if (order == 0)
+            return keys[middle].at;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return -1;
+}
+
+/* The first of two neighbours of the same text among n sorted keys, or NULL. */
+static const fo__key *fo__twice(const fo__key *keys, int n) {
+    int i;
+    for (i = 0; i + 1 < n; i++)
+        if (strcmp(keys[i].text, keys[i + 1].text) == 0)
+            return &keys[i];
+    return NULL;
+}
 
 struct fo_archive {
     fo__arena arena;
     fo_array *arrays;
     fo_note  *notes;
-    int       count, n_notes;
+    fo__key  *names, *keys, *places; /* sorted: of arrays, of notes, and where arrays begin */
+    int       count, n_notes, room, note_room;
 };
 
 static size_t fo__bytes(const fo_array *array) {
     return fo__array_bytes(array->type, array->rank, array->dim);
 }
 
-/* One array of the header; n bytes of data follow it. Arrays that do not overlap and have n bytes
-   together cover the data without a hole. */
-static fo_result fo__read_array(fo__source *s, fo__scan *scan, fo_archive *a, size_t n) {
-    fo_array  *array = &a->arrays[a->count++];
+/* Sorts what is in the lists. */
+static fo_result fo__archive_index(fo_archive *a, fo__arena *arena) {
+    int i;
+    a->names = (fo__key *)fo__arena_alloc(arena, fo__times(a->count + 1, sizeof *a->names));
+    a->keys  = (fo__key *)fo__arena_alloc(arena, fo__times(a->n_notes + 1, sizeof *a->keys));
+    if (a->names == NULL || a->keys == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < a->count; i++)
+        a->names[i].text = a->arrays[i].name, a->names[i].at = i;
+    for (i = 0; i < a->n_notes; i++)
+        a->keys[i].text = a->notes[i].key, a->keys[i].at = i;
+    fo__sort_keys(a->names, a->count);
+    fo__sort_keys(a->keys, a->n_notes);
+    return FO_OK;
+}
+
+/* ---- the checksum ---------------------------------------------------------------------------- */
+
+/* Continues `sum` over n bytes. Every step is one-to-one: a single changed word is always seen. */
+static uint64_t fo__checksum(uint64_t sum, const void *bytes, size_t n) {
+    const unsigned char *at = (const unsigned char *)bytes;
+    for (; n > 0; n -= FO__MIN(n, 8), at += 8) {
+        uint64_t word = 0;
+        memcpy(&word, at, FO__MIN(n, 8));
+        sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+        sum ^= sum >> 32;
+    }
+    return sum;
+}
+
+/* Of names, shapes and values, in whatever order the arrays lie in the file. */
+static void fo__checksum_text(const fo_array *arrays, int n, char text[17]) {
+    uint64_t total = 0, sum;
+    int      i;
+    for (i = 0; i < n; i++) {
+        const fo_array *a = &arrays[i];
+        sum = fo__checksum((uint64_t)a->type + 1, a->name, strlen(a->name));
+        sum = fo__checksum(sum, a->dim, (size_t)a->rank * sizeof *a->dim);
+        total += fo__checksum(sum, a->values, fo__bytes(a));
+    }
+    for (i = 0; i < 16; i++)
+        text[i] = "0123456789abcdef"[total >> (60 - 4 * i) & 15];
+    text[16] = 0;
+}
+
+#define FO__CHECKSUM "flowood.checksum"
+
+/* ---- in -------------------------------------------------------------------------------------- */
+
+/* One array of the header, whose data are n bytes. */
+static fo_result fo__read_array(fo__source *s, fo__scan *scan, fo_archive *a, const char *name,
+                                size_t n) {
+    int        room = a->room;
+    fo_array  *array;
+    fo__key   *place;
     fo__record r;
-    int        i;
     memset(&r, 0, sizeof r);
     fo__read_record(scan, &r);
     if (scan->bad)
         return FO_OK; /* the caller tells */
     if (r.type == FO__DTYPES || r.rank > 4)
         return fo__reject(s, "array '%.80s' of type %.20s with %d dimensions is not read: save "
-                          "F32 with at most 4", array->name, r.type_text, r.rank);
-    array->type = (fo_dtype)r.type;
-    array->rank = r.rank;
+                          "F32 with at most 4", name, r.type_text, r.rank);
+    array = (fo_array *)fo__grow(&a->arena, a->arrays, a->count, &a->room, sizeof *array);
+    place = (fo__key *)fo__grow(&a->arena, a->places, a->count, &room, sizeof *place);
+    if (array == NULL || place == NULL)
+        return FO_ERR_MEMORY;
+    a->arrays = array;
+    a->places = place;
+    array += a->count;
+    place += a->count;
+    memset(array, 0, sizeof *array);
+    memset(place, 0, sizeof *place);
+    place->number = r.span[0];
+    place->at     = a->count++;
+    array->name   = name;
+    array->type   = (fo_dtype)r.type;
+    array->rank   = r.rank;
     memcpy(array->dim, r.dim, sizeof r.dim);
     if (r.span[0] > r.span[1] || (uint64_t)r.span[1] > n ||
         (size_t)(r.span[1] - r.span[0]) != fo__bytes(array))
         return fo__reject(s, "array '%.80s' at %lld to %lld of %lld bytes does not fit its shape "
-                          "or was cut short: copy it again", array->name, (long long)r.span[0],
+                          "or was cut short: copy it again", name, (long long)r.span[0],
                           (long long)r.span[1], (long long)n);
-    array->values = scan->end + r.span[0];
-    for (i = 0; i < a->count - 1; i++) {
-        const fo_array *other = &a->arrays[i];
-        const char     *begin = (const char *)other->values;
-        if (strcmp(array->name, other->name) == 0 ||
-            (begin < scan->end + r.span[1] && scan->end + r.span[0] < begin + fo__bytes(other)))
-            return fo__reject(s, "array '%.80s' has the same name or bytes as array '%.80s': "
-                              "damaged, copy it again", array->name, other->name);
+    return FO_OK;
+}
+
+static fo_result fo__read_notes(fo__scan *scan, fo_archive *a) {
+    scan->bad |= a->n_notes > 0;
+    while (fo__item_at(scan, "{", "}", a->n_notes)) {
+        const char *key = fo__quoted(scan, ":"), *text = fo__quoted(scan, "");
+        fo_note    *notes = (fo_note *)fo__grow(&a->arena, a->notes, a->n_notes, &a->note_room,
+                                                sizeof *notes);
+        if (notes == NULL)
+            return FO_ERR_MEMORY;
+        a->notes = notes;
+        notes[a->n_notes].key    = key;
+        notes[a->n_notes++].text = text;
     }
     return FO_OK;
 }
 
-static fo_result fo__read_archive(fo__source *s, fo_archive *a) {
+/* The n bytes of the header; `data` bytes follow them. */
+static fo_result fo__read_entries(fo__source *s, fo_archive *a, char *header, size_t n,
+                                  size_t data) {
     fo_result result = FO_OK;
     fo__scan  scan   = {NULL, NULL, 0, 0};
-    uint64_t  length;
-    size_t    n, used = 0;
-    int       i, k;
-    memcpy(&length, s->bytes, 8);
-    if (s->size < 10 || length < 2 || length > s->size - 8)
-        return fo__reject(s, "has no safetensors header: it is of another kind or was cut short");
-    a->arrays = (fo_array *)fo__arena_alloc(&a->arena, FO__ARRAYS_MAX * sizeof *a->arrays);
-    a->notes  = (fo_note *)fo__arena_alloc(&a->arena, FO__ARRAYS_MAX * sizeof *a->notes);
-    if (!a->arrays || !a->notes)
-        return FO_ERR_MEMORY;
-    scan.at  = (char *)s->bytes + 8;
-    scan.end = scan.at + length;
-    n        = s->size - 8 - (size_t)length;
-    scan.bad = *scan.at != '{';
+    int       i;
+    scan.at  = header;
+    scan.end = header + n;
     for (i = 0; result == FO_OK && fo__item_at(&scan, "{", "}", i); i++) {
         const char *name = fo__quoted(&scan, ":");
-        scan.bad |= a->count == FO__ARRAYS_MAX;
-        if (strcmp(name, "__metadata__") != 0 && !scan.bad) {
-            a->arrays[a->count].name = name;
-            result                   = fo__read_array(s, &scan, a, n);
-            continue;
-        }
-        scan.bad |= a->n_notes > 0;
-        for (k = 0; fo__item_at(&scan, "{", "}", k); k++, a->n_notes++) {
-            const char *key = fo__quoted(&scan, ":"), *text = fo__quoted(&scan, "");
-            scan.bad |= k == FO__ARRAYS_MAX - 1 || fo_archive_note(a, key);
-            a->notes[k].key  = key;
-            a->notes[k].text = text;
-        }
+        if (strcmp(name, "__metadata__") == 0)
+            result = fo__read_notes(&scan, a);
+        else if (!scan.bad)
+            result = fo__read_array(s, &scan, a, name, data);
     }
     if (result != FO_OK)
         return result;
     fo__accept(&scan, "");
     if (scan.bad || scan.at != scan.end)
-        return fo__reject(s, "its JSON header is damaged, has two notes of the same key or more "
-                          "than 10000, at or before byte %d", (int)(scan.at - (char *)s->bytes));
+        return fo__reject(s, "its JSON header is damaged at or before byte %lld",
+                          (long long)(scan.at - header + 8));
+    return FO_OK;
+}
+
+/* No name and no byte twice. Arrays that do not overlap and have `data` bytes together leave no
+   hole. */
+static fo_result fo__check_entries(fo__source *s, fo_archive *a, size_t data) {
+    const fo__key *twice;
+    int            i, last = -1;
+    size_t         used = 0;
+    int64_t        end = 0;
+    if (fo__archive_index(a, &a->arena) != FO_OK)
+        return FO_ERR_MEMORY;
+    if ((twice = fo__twice(a->keys, a->n_notes)) != NULL)
+        return fo__reject(s, "has two notes of the same key '%.80s'", twice->text);
+    if ((twice = fo__twice(a->names, a->count)) != NULL)
+        return fo__reject(s, "two arrays have the same name '%.80s': damaged, copy it again",
+                          twice->text);
+    fo__sort_keys(a->places, a->count);
     for (i = 0; i < a->count; i++) {
-        fo_array *array = &a->arrays[i];
-        size_t    bytes = fo__bytes(array);
+        const fo_array *array = &a->arrays[a->places[i].at];
+        size_t          bytes = fo__bytes(array);
+        if (bytes && a->places[i].number < end)
+            return fo__reject(s, "array '%.80s' has the same bytes as array '%.80s': damaged, "
+                              "copy it again", array->name, a->arrays[a->places[last].at].name);
+        if (bytes) {
+            last = i;
+            end  = a->places[i].number + (int64_t)bytes;
+        }
         used += bytes;
-        if ((uintptr_t)array->values % fo__dtypes[array->type].size) { /* C wants even places */
+    }
+    return used == data ? FO_OK : fo__reject(s, "its arrays have %lld bytes of %lld: damaged, copy "
+                                             "it again", (long long)used, (long long)data);
+}
+
+/* Where the values lie: in the source's memory, or read into ours. */
+static fo_result fo__place_values(fo__source *s, fo_archive *a, size_t data) {
+    const unsigned char *values = s->memory ? s->memory + s->at : NULL;
+    const char          *noted  = fo_archive_note(a, FO__CHECKSUM);
+    char                 sum[17];
+    int                  i;
+    if (s->file) {
+        unsigned char *room = (unsigned char *)fo__arena_alloc(&a->arena, data + 1);
+        if (room == NULL)
+            return FO_ERR_MEMORY;
+        values = room;
+        if (fo__take(s, room, data) != FO_OK)
+            return FO_ERR_FILE;
+    }
+    for (i = 0; i < a->count; i++) {
+        fo_array            *array = &a->arrays[a->places[i].at];
+        const unsigned char *at    = values + a->places[i].number;
+        size_t               bytes = fo__bytes(array);
+        array->values = at;
+        if (bytes && (uintptr_t)at % fo__dtypes[array->type].size) { /* C wants even places */
             void *even = fo__arena_alloc(&a->arena, bytes);
             if (even == NULL)
                 return FO_ERR_MEMORY;
-            array->values = memcpy(even, array->values, bytes);
+            array->values = memcpy(even, at, bytes);
         }
     }
-    return used == n ? FO_OK : fo__reject(s, "its arrays have %lld bytes of %lld: damaged, copy it "
-                                          "again", (long long)used, (long long)n);
+    fo__checksum_text(a->arrays, a->count, sum);
+    if (noted && strcmp(noted, sum) != 0)
+        return fo__reject(s, "its values are not those that were written: copy it again; if you "
+                          "changed them, remove the note " FO__CHECKSUM);
+    return FO_OK;
 }
 
-fo_archive *fo_archive_open(fo_context *fo, const char *path) {
-    fo_archive *archive = (fo_archive *)fo__object(fo, sizeof *archive);
-    fo__source  source;
-    if (archive && (fo__source_read(&source, &archive->arena, path) != FO_OK ||
-                    fo__read_archive(&source, archive) != FO_OK)) {
+static fo_result fo__read_archive(fo__source *s, fo_archive *a) {
+    unsigned char first[9];
+    uint64_t      length;
+    char         *header;
+    size_t        data;
+    fo_result     result = FO_OK;
+    memset(first, 0, sizeof first);
+    if (s->size >= 10)
+        result = fo__take(s, first, sizeof first);
+    memcpy(&length, first, 8);
+    if (result == FO_OK && (s->size < 10 || length < 2 || length > s->size - 8 ||
+                            length > 100000000 || first[8] != '{'))
+        return fo__reject(s, "has no safetensors header: it is of another kind or was cut short");
+    header = result == FO_OK ? (char *)fo__arena_alloc(&a->arena, (size_t)length) : NULL;
+    if (header == NULL)
+        return result != FO_OK ? result : FO_ERR_MEMORY;
+    header[0] = '{';
+    data      = s->size - 8 - (size_t)length;
+    result    = fo__take(s, header + 1, (size_t)length - 1);
+    if (result == FO_OK)
+        result = fo__read_entries(s, a, header, (size_t)length, data);
+    if (result == FO_OK)
+        result = fo__check_entries(s, a, data);
+    return result == FO_OK ? fo__place_values(s, a, data) : result;
+}
+
+static fo_archive *fo__archive_from(fo__source *s) {
+    fo_archive *archive = (fo_archive *)fo__object(s->fo, sizeof *archive);
+    if (archive && fo__read_archive(s, archive) != FO_OK) {
         fo__object_free(archive);
         archive = NULL;
     }
+    fo__source_close(s);
     return archive;
+}
+
+fo_archive *fo_archive_open(fo_context *fo, const char *path) {
+    fo__source source;
+    return fo__source_open(&source, fo, path) == FO_OK ? fo__archive_from(&source) : NULL;
+}
+
+fo_archive *fo_archive_open_memory(fo_context *fo, const void *bytes, size_t size) {
+    fo__source source;
+    return fo__source_memory(&source, fo, bytes, size) == FO_OK ? fo__archive_from(&source) : NULL;
 }
 
 void fo_archive_free(fo_archive *archive) { fo__object_free(archive); }
@@ -3033,20 +3414,23 @@ const fo_array *fo_archive_at(const fo_archive *archive, int i) {
 }
 
 const fo_array *fo_archive_find(const fo_archive *archive, const char *name) {
-    int i;
-    for (i = 0; archive && name && i < archive->count; i++)
-        if (strcmp(archive->arrays[i].name, name) == 0)
-            return &archive->arrays[i];
-    return NULL;
+    int i = archive && name ? fo__find_key(archive->names, archive->count, name) : -1;
+    return i < 0 ? NULL : &archive->arrays[i];
 }
 
 const char *fo_archive_note(const fo_archive *archive, const char *key) {
-    int i;
-    for (i = 0; archive && key && i < archive->n_notes; i++)
-        if (strcmp(archive->notes[i].key, key) == 0)
-            return archive->notes[i].text;
-    return NULL;
+    int i = archive && key ? fo__find_key(archive->keys, archive->n_notes, key) : -1;
+    return i < 0 ? NULL : archive->notes[i].text;
 }
+
+/* ---- out ------------------------------------------------------------------------------------- */
+
+/* What an archive is to hold. */
+typedef struct fo__contents {
+    const fo_array *arrays;
+    const fo_note  *notes;
+    int             n, n_notes;
+} fo__contents;
 
 static void fo__print_quoted(fo__writer *w, const char *text, const char *after) {
     fo__print(w, "\"");
@@ -3059,71 +3443,114 @@ static void fo__print_quoted(fo__writer *w, const char *text, const char *after)
 }
 
 /* Wide numbers lie first, so that every array is aligned. */
-static void fo__write_arrays(fo__writer *w, const fo_array *arrays, int n, const fo_note *notes,
-                             int n_notes) {
-    const char *comma = "";
-    uint64_t    length = 0;
-    int64_t     end    = 0;
-    size_t      size;
-    int         i, k;
-    fo__write(w, &length, 8);
-    fo__print(w, n_notes ? "{\"__metadata__\":{" : "{");
-    for (i = 0; i < n_notes; i++) {
-        fo__print_quoted(w, notes[i].key, ":");
-        fo__print_quoted(w, notes[i].text, i + 1 < n_notes ? "," : n ? "}," : "}");
+static void fo__write_header(fo__writer *w, const fo__contents *c, const char *checksum) {
+    int64_t end = 0;
+    size_t  size;
+    int     i, k;
+    fo__print(w, "{\"__metadata__\":{");
+    for (i = 0; i < c->n_notes; i++) {
+        fo__print_quoted(w, c->notes[i].key, ":");
+        fo__print_quoted(w, c->notes[i].text, ",");
     }
+    fo__print(w, "\"" FO__CHECKSUM "\":\"%s\"}", checksum);
     for (size = 8; size > 0; size /= 2)
-        for (i = 0; i < n; i++) {
-            if (fo__dtypes[arrays[i].type].size != size)
+        for (i = 0; i < c->n; i++) {
+            const fo_array *a = &c->arrays[i];
+            if (fo__dtypes[a->type].size != size)
                 continue;
-            fo__print(w, "%s", comma);
-            fo__print_quoted(w, arrays[i].name, ":{\"dtype\":");
-            fo__print(w, "\"%s\",\"shape\":[", fo__dtypes[arrays[i].type].name);
-            for (k = 0; k < arrays[i].rank; k++)
-                fo__print(w, k ? ",%lld" : "%lld", (long long)arrays[i].dim[k]);
+            fo__print(w, ",");
+            fo__print_quoted(w, a->name, ":{\"dtype\":");
+            fo__print(w, "\"%s\",\"shape\":[", fo__dtypes[a->type].name);
+            for (k = 0; k < a->rank; k++)
+                fo__print(w, k ? ",%lld" : "%lld", (long long)a->dim[k]);
             fo__print(w, "],\"data_offsets\":[%lld,", (long long)end);
-            end += (int64_t)fo__bytes(&arrays[i]);
+            end += (int64_t)fo__bytes(a);
             fo__print(w, "%lld]}", (long long)end);
-            comma = ",";
         }
-    fo__print(w, "}%.*s", 7 - (int)(w->n % 8), "       ");
-    length = w->n - 8;
-    for (size = 8; size > 0; size /= 2)
-        for (i = 0; i < n; i++)
-            if (fo__dtypes[arrays[i].type].size == size)
-                fo__write(w, arrays[i].values, fo__bytes(&arrays[i]));
-    if (w->result == FO_OK)
-        fo__write_check(w, fseek(w->file, 0, SEEK_SET) == 0);
+    fo__print(w, "}");
+    fo__print(w, "%.*s", (int)((8 - w->n % 8) % 8), "       ");
+}
+
+static void fo__write_archive(fo__writer *w, const fo__contents *c, const char *checksum) {
+    fo__writer count;
+    uint64_t   length;
+    size_t     size;
+    int        i;
+    memset(&count, 0, sizeof count);
+    fo__write_header(&count, c, checksum);
+    length = count.n;
     fo__write(w, &length, 8);
+    fo__write_header(w, c, checksum);
+    for (size = 8; size > 0; size /= 2)
+        for (i = 0; i < c->n; i++)
+            if (fo__dtypes[c->arrays[i].type].size == size)
+                fo__write(w, c->arrays[i].values, fo__bytes(&c->arrays[i]));
+}
+
+/* May this be written? */
+static fo_result fo__check_contents(fo_context *fo, const fo__contents *c) {
+    fo_result  result = FO_OK;
+    fo_archive seen;
+    fo__arena  arena;
+    int        i, bad = c->n < 0 || c->n_notes < 0 || (c->n && !c->arrays) ||
+                 (c->n_notes && !c->notes);
+    memset(&seen, 0, sizeof seen);
+    arena.fo     = fo;
+    arena.chunks = NULL;
+    for (i = 0; !bad && i < c->n_notes; i++)
+        bad = !c->notes[i].key || !c->notes[i].text || !strcmp(c->notes[i].key, FO__CHECKSUM);
+    for (i = 0; !bad && i < c->n && result == FO_OK; i++) {
+        const fo_array *a = &c->arrays[i];
+        bad = !a->name || !strcmp(a->name, "__metadata__");
+        if (!bad)
+            result = fo__check_array(fo, a->name, a->type, a->rank, 4, a->dim, a->values);
+    }
+    if (!bad && result == FO_OK) {
+        seen.arrays  = (fo_array *)(uintptr_t)c->arrays; /* only read */
+        seen.notes   = (fo_note *)(uintptr_t)c->notes;
+        seen.count   = c->n;
+        seen.n_notes = c->n_notes;
+        result       = fo__archive_index(&seen, &arena);
+        bad          = result == FO_OK && (fo__twice(seen.names, c->n) ||
+                                           fo__twice(seen.keys, c->n_notes));
+    }
+    fo__arena_free(&arena);
+    return !bad ? result : fo__fail(fo, FO_ERR_ARGUMENT, "fo_archive_save: of %d arrays and %d "
+                                    "notes one has no name, that of another, __metadata__ or "
+                                    FO__CHECKSUM, c->n, c->n_notes);
+}
+
+/* To a file, or (path NULL) to a block of the context. */
+static fo_result fo__put_archive(fo_context *fo, const char *path, void **bytes, size_t *size,
+                                 const fo__contents *contents) {
+    fo__writer w;
+    char       checksum[17];
+    fo_result  result = fo ? fo__check_contents(fo, contents) : FO_ERR_ARGUMENT;
+    if (result != FO_OK)
+        return result;
+    fo__checksum_text(contents->arrays, contents->n, checksum);
+    if (path) {
+        fo__write_begin(&w, fo, path);
+        fo__write_archive(&w, contents, checksum);
+        return fo__write_end(&w);
+    }
+    memset(&w, 0, sizeof w);
+    fo__write_archive(&w, contents, checksum); /* how much is it? */
+    *size    = w.n;
+    *bytes   = fo__alloc(fo, w.n);
+    w.memory = (unsigned char *)*bytes;
+    w.n      = 0;
+    if (*bytes)
+        fo__write_archive(&w, contents, checksum);
+    return *bytes ? FO_OK : FO_ERR_MEMORY;
 }
 
 fo_result fo_archive_save(fo_context *fo, const char *path, const fo_array *arrays, int n,
                           const fo_note *notes, int n_notes) {
-    fo_result  result = FO_OK;
-    fo_archive seen;
-    fo__writer w;
-    int        bad = fo == NULL || n < 0 || n_notes < 0 || (n && !arrays) || (n_notes && !notes) ||
-              n > FO__ARRAYS_MAX || n_notes >= FO__ARRAYS_MAX;
-    memset(&seen, 0, sizeof seen);
-    seen.arrays = (fo_array *)(uintptr_t)arrays; /* only read */
-    seen.notes  = (fo_note *)(uintptr_t)notes;
-    for (; !bad && seen.n_notes < n_notes; seen.n_notes++)
-        bad = !notes[seen.n_notes].key || !notes[seen.n_notes].text ||
-              fo_archive_note(&seen, notes[seen.n_notes].key);
-    for (; !bad && result == FO_OK && seen.count < n; seen.count++) {
-        const fo_array *a = &arrays[seen.count];
-        bad = !a->name || !strcmp(a->name, "__metadata__") || fo_archive_find(&seen, a->name);
-        if (!bad)
-            result = fo__check_array(fo, a->name, a->type, a->rank, 4, a->dim, a->values);
-    }
-    if (bad)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_archive_save: of %d arrays and %d notes one "
-                        "has no name, that of another or __metadata__", n, n_notes);
-    if (result != FO_OK)
-        return result;
-    fo__write_begin(&w, fo, path);
-    fo__write_arrays(&w, arrays, n, notes, n_notes);
-    return fo__write_end(&w);
+    fo__contents contents;
+    contents.arrays = arrays, contents.n = n;
+    contents.notes = notes, contents.n_notes = n_notes;
+    return fo__put_archive(fo, path ? path : "", NULL, NULL, &contents);
 }
 
 /* ================================================================================================
@@ -3289,20 +3716,6 @@ fo_tape *fo_tape_create(fo_context *fo) {
 void        fo_tape_free(fo_tape *tape) { fo__object_free(tape); }
 fo_norm    *fo_tape_norm(fo_tape *tape) { return tape ? &tape->norm : NULL; }
 fo_context *fo_tape_context(const fo_tape *tape) { return tape ? tape->fo : NULL; }
-
-/* A growing list in an arena: doubling leaves the old copies to the arena. */
-static void *fo__grow(fo__arena *arena, void *list, int count, int *room, size_t size) {
-    void *more;
-    if (count < *room)
-        return list;
-    more = fo__arena_alloc(arena, fo__times(*room ? 2 * (int64_t)*room : 16, size));
-    if (more == NULL)
-        return NULL;
-    if (count)
-        memcpy(more, list, (size_t)count * size);
-    *room = *room ? 2 * *room : 16;
-    return more;
-}
 
 /* "[128,784]" for error messages. */
 static const char *fo__dims(char text[96], int rank, const int64_t *dim) {
