@@ -297,8 +297,10 @@ FO_API fo_result fo_archive_save(fo_context *fo, const char *path, const fo_arra
                (on negated scores). Equal scores are one step of the curve.
      fpr95     share of in-distribution samples that score at or above the highest threshold
                which still finds 95 % of the OOD samples
+     fpr95_in  the other way round, as many papers have it: share of OOD samples that score at or
+               below the lowest threshold which still keeps 95 % of the in-distribution samples
    Scores must be numbers (infinities order as usual, NaN is an error); n_in, n_ood > 0. */
-typedef struct fo_metrics { double auroc, aupr_in, aupr_out, fpr95; } fo_metrics;
+typedef struct fo_metrics { double auroc, aupr_in, aupr_out, fpr95, fpr95_in; } fo_metrics;
 FO_API fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const double *ood,
                             int64_t n_ood, fo_metrics *out);
 
@@ -3624,7 +3626,7 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
     }
     if (i == n) {
         fo__sort(all, n);
-        fo__curve(all, 1, n, 0, n_in, &out->aupr_in, &unused, &unused);
+        fo__curve(all, 1, n, 0, n_in, &out->aupr_in, &unused, &out->fpr95_in);
         fo__curve(all + n - 1, -1, n, 1, n_ood, &out->aupr_out, &out->auroc, &out->fpr95);
     }
     fo__free(fo, all);

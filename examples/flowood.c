@@ -1,195 +1,232 @@
 /* flowood: train, score and inspect normalizing flows from the command line.
 
-   The main job of this repository, written with the public part of flowood.h only.
-   Build: make (or cc -O2 -fopenmp -I. examples/flowood.c -lm). Help: flowood --help */
-#include <signal.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-#include <math.h>
+   The main job of this repository, written with the public part of flowood.h only; the command
+   line itself is read by cli.h. Build: make (or cc -O2 -fopenmp -I. examples/flowood.c -lm).
+   Help: flowood --help */
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include <signal.h>
+#include "cli.h"
 
-static const char usage[] =
-    "flowood - normalizing flows and out-of-distribution detection\n"
-    "\n"
-    "  flowood train   --data FILE [--preset PRESET | --spec FILE | --resume MODEL] --out MODEL\n"
-    "                  [--seconds S] [--epochs N] [--steps N] [--batch N] [--lr X]\n"
-    "                  [--schedule constant|cosine] [--ema DECAY] [--clip NORM]\n"
-    "                  [--weight-decay X] [--on-nan stop|skip] [--negative FILE]\n"
-    "                  [--seed N] [--threads N] [--memory MB] [--limit N]\n"
-    "                  [--eval-in FILE --eval-ood FILE]\n"
-    "  flowood eval    --model MODEL --in FILE --ood FILE [--ood FILE ...]\n"
-    "                  [--score SCORE ...] [--limit N] [--threads N] [--json]\n"
-    "                  [--norm running|batch] [--recalibrate FILE]\n"
-    "  flowood score   --model MODEL --data FILE [--score SCORE] [--limit N] [--threads N]\n"
-    "                  [--out scores.npy] [--norm running|batch] [--recalibrate FILE]\n"
-    "  flowood sample  --model MODEL --n N [--temperature T] [--seed N] --out samples.png|.npy\n"
-    "  flowood check   --model MODEL [--data FILE]\n"
-    "  flowood info    --model MODEL\n"
-    "  flowood presets\n"
-    "\n"
-    "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64), plain or gzip\n"
-    "MODEL  a safetensors file that holds the whole flow; train writes it, --resume goes on\n"
-    "SPEC   a flow as text, one layer a line; flowood info prints one\n"
-    "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10: mlp-cycle:2\n"
-    "SCORE  likelihood (-log p, the default) or latent (of the base density alone)\n"
-    "\n"
-    "--steps and --epochs count since training began, resumed or not; --seconds is for this run.\n"
-    "Batch norm scores with running statistics, with those of each batch (--norm batch), or with\n"
-    "those of FILE under the final weights (--recalibrate, at most 10000 samples). --negative\n"
-    "lowers the likelihood of FILE while training. --ema, --clip, --weight-decay 0: none.\n"
-    "Ctrl-C stops training and saves.\n"
-    "Scores: higher means more out of distribution. In every metric OOD is the positive class.\n"
-    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
+enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
+#define MANY 1e12 /* more than any count here */
 
-enum { MANY = 16 };
+/* ---- the command line ------------------------------------------------------------------------ */
+
+/* field, name, kind, commands (! needs it), value, times, low, high, about */
+#define OPTIONS(X)                                                                                 \
+    X(data, "--data", INPUT, "train! score! encode! check", "FILE", 1, 0, 0, "samples")            \
+    X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
+      "a ready flow; default mlp-cycle, for vectors tabular")                                      \
+    X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own, as text")              \
+    X(resume, "--resume", INPUT, "train", "MODEL", 1, 0, 0,                                        \
+      "train this model further; may be --out as well")                                            \
+    X(out, "--out", OUTPUT, "train! score encode! sample!", "FILE", 1, 0, 0,                       \
+      "where the result goes: the trained model; scores as .csv or .npy (default: printed);"       \
+      " latents as .npy; samples as .png or .npy, all held in memory")                             \
+    X(seconds, "--seconds", NUMBER, "train", "S", 1, 0, 1e9, "stop after S seconds of this run")   \
+    X(epochs, "--epochs", NUMBER, "train", "N", 1, 0, 1e9,                                         \
+      "passes over the data since training began, resumed or not; default 1 if neither seconds"    \
+      " nor steps are given")                                                                      \
+    X(steps, "--steps", WHOLE, "train", "N", 1, 0, MANY, "steps since training began")             \
+    X(batch, "--batch", WHOLE, "train", "N", 1, 1, BATCH_MAX, "samples a step")                    \
+    X(lr, "--lr", NUMBER, "train", "X", 1, 1e-12, 10, "learning rate")                             \
+    X(schedule, "--schedule", CHOICE, "train", "constant|cosine", 1, 0, 0,                         \
+      "of the learning rate; cosine needs --steps or --epochs")                                    \
+    X(ema, "--ema", NUMBER, "train", "DECAY", 1, 0, 0.999999999,                                   \
+      "moving average of the weights, which scoring then uses; 0: none")                           \
+    X(clip, "--clip", NUMBER, "train", "NORM", 1, 0, 1e15,                                         \
+      "largest norm of a step's gradient; 0: any")                                                 \
+    X(decay, "--weight-decay", NUMBER, "train", "X", 1, 0, 1e6, "0: none")                         \
+    X(on_nan, "--on-nan", CHOICE, "train", "stop|skip", 1, 0, 0, "what a bad step does")           \
+    X(negative, "--negative", INPUT, "train", "FILE", 1, 0, 0,                                     \
+      "samples whose likelihood is lowered while training")                                        \
+    X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \
+      "save while training; default 5, fractions are fine; 0: at the end only")                    \
+    X(log, "--log", OUTPUT, "train", "FILE.csv", 1, 0, 0,                                          \
+      "a table of the run: step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc; --resume"       \
+      " appends to it")                                                                            \
+    X(eval_in, "--eval-in", INPUT, "train", "FILE", 1, 0, 0,                                       \
+      "test samples, scored with --eval-ood after every epoch")                                    \
+    X(eval_ood, "--eval-ood", INPUT, "train", "FILE", 1, 0, 0, "samples that do not belong")       \
+    X(memory, "--memory", WHOLE, "train", "MB", 1, 0, MB_MAX,                                      \
+      "train in less memory, slower, to the same bits")                                            \
+    X(model, "--model", INPUT, "eval! score! encode! sample! check! info!", "MODEL", 1, 0, 0,      \
+      "a trained flow; the option's name may be left out")                                         \
+    X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
+    X(ood, "--ood", INPUT, "eval!", "FILE", CLI_MANY, 0, 0, "samples that are not")                \
+    X(score, "--score", TEXT, "eval score", "SCORE", CLI_MANY, 0, 0, "default likelihood")         \
+    X(json, "--json", FLAG, "eval", "", 1, 0, 0, "one JSON object a line")                         \
+    X(norm, "--norm", CHOICE, "eval score encode", "running|batch", 1, 0, 0,                       \
+      "statistics of batch norm: those of training, or of each batch")                             \
+    X(recalibrate, "--recalibrate", INPUT, "eval score encode", "FILE", 1, 0, 0,                   \
+      "measure them on this, at most 10000 samples, under the final weights")                      \
+    X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
+    X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
+      "standard deviation of the latents; default 1")                                              \
+    X(limit, "--limit", WHOLE, "train eval score encode", "N", 1, 0, MANY,                         \
+      "only the first N samples of each file; of --eval-in and --eval-ood, default 2000")          \
+    X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
+    X(threads, "--threads", WHOLE, "train eval score encode sample check", "N", 1, 0, 1024,        \
+      "default: every core")
 
 typedef struct options {
-    const char *data, *preset, *spec, *resume, *out, *model, *in, *eval_in, *eval_ood, *schedule;
-    const char *on_nan, *norm, *recalibrate, *negative;
-    const char *ood[MANY], *score[MANY];
-    int         n_ood, n_score, json;
-    double      seconds, epochs, lr, ema, clip, weight_decay, temperature;
-    int         has_ema, has_clip, has_decay;
-    long long   steps, batch, seed, threads, memory, limit, n;
-    int         has_seed;
+#define FIELD(field, name, kind, commands, value, times, low, high, about) cli_option field;
+    OPTIONS(FIELD)
+#undef FIELD
 } options;
 
-/* ---- command line ---------------------------------------------------------------------------- */
+static const cli_row rows[] = {
+#define ROW(field, name, kind, commands, value, times, low, high, about)                           \
+    {name, CLI_##kind, offsetof(options, field), commands, value, times, low, high, about},
+    OPTIONS(ROW)
+#undef ROW
+};
 
-static int fail_usage(const char *format, ...) {
-    va_list args;
-    fputs("flowood: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputs(" (flowood --help shows the usage)\n", stderr);
-    return 2;
-}
+static const char notes[] =
+    "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64),\n"
+    "       plain or gzip\n"
+    "MODEL  a safetensors file that holds the whole flow: train writes it\n"
+    "SPEC   a flow as text, one layer a line: flowood info prints one\n"
+    "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10, as\n"
+    "       in mlp-cycle:2\n"
+    "SCORE  likelihood (-log p) or latent (of the base density alone)\n"
+    "\n"
+    "Higher scores mean more out of distribution. In every metric OOD is the\n"
+    "positive class: fpr95 is the share of in-distribution samples that are taken\n"
+    "for OOD when 95 % of the OOD samples are found; fpr95_in the share of OOD\n"
+    "samples that pass when 95 % of the in-distribution samples pass.\n"
+    "Ctrl-C and SIGTERM stop training and save. An existing --out is replaced only\n"
+    "by a trained model, in one go; a run that is killed leaves the last save.\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
 
-static int fail(const char *format, ...) {
-    va_list args;
-    fputs("flowood: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputs("\n", stderr);
-    return 1;
-}
-
-/* One row an option: which commands take it (first letters), what it fills. */
-typedef struct option_row {
-    const char *name, *commands;
-    char        kind; /* s text, m text repeated, d positive number, i whole number, f flag */
-    void       *at;
-    int        *count;
-} option_row;
-
-static int take(const option_row *row, const char *value) {
-    char *end;
-    if (row->kind == 'f') {
-        *(int *)row->at = 1;
-    } else if (row->kind == 's') {
-        if (*(const char **)row->at)
-            return fail_usage("%s is given twice", row->name);
-        *(const char **)row->at = value;
-    } else if (row->kind == 'm') {
-        if (*row->count == MANY)
-            return fail_usage("%s is given more than %d times", row->name, (int)MANY);
-        ((const char **)row->at)[(*row->count)++] = value;
-    } else if (row->kind == 'd') {
-        double x = strtod(value, &end);
-        if (end == value || *end || !(x >= 0) || x > 1e15)
-            return fail_usage("%s %s: a number of at least 0 is needed", row->name, value);
-        *(double *)row->at = x;
-        if (row->count)
-            *row->count = 1;
-    } else {
-        long long x = strtoll(value, &end, 10);
-        if (end == value || *end || x < 0 || x > 1000000000000LL)
-            return fail_usage("%s %s: a whole number of at least 0 is needed", row->name, value);
-        *(long long *)row->at = x;
-        if (row->count)
-            *row->count = 1;
-    }
-    return 0;
-}
-
-static int parse(int argc, char **argv, options *o) {
-    const option_row table[] = {
-        {"--data", "train score check", 's', &o->data, NULL},
-        {"--preset", "train", 's', &o->preset, NULL},
-        {"--spec", "train", 's', &o->spec, NULL},
-        {"--resume", "train", 's', &o->resume, NULL},
-        {"--out", "train score sample", 's', &o->out, NULL},
-        {"--model", "eval score sample check info", 's', &o->model, NULL},
-        {"--in", "eval", 's', &o->in, NULL},
-        {"--ood", "eval", 'm', o->ood, &o->n_ood},
-        {"--score", "eval score", 'm', o->score, &o->n_score},
-        {"--eval-in", "train", 's', &o->eval_in, NULL},
-        {"--eval-ood", "train", 's', &o->eval_ood, NULL},
-        {"--seconds", "train", 'd', &o->seconds, NULL},
-        {"--epochs", "train", 'd', &o->epochs, NULL},
-        {"--steps", "train", 'i', &o->steps, NULL},
-        {"--batch", "train", 'i', &o->batch, NULL},
-        {"--lr", "train", 'd', &o->lr, NULL},
-        {"--schedule", "train", 's', &o->schedule, NULL},
-        {"--ema", "train", 'd', &o->ema, &o->has_ema},
-        {"--clip", "train", 'd', &o->clip, &o->has_clip},
-        {"--weight-decay", "train", 'd', &o->weight_decay, &o->has_decay},
-        {"--negative", "train", 's', &o->negative, NULL},
-        {"--norm", "eval score", 's', &o->norm, NULL},
-        {"--recalibrate", "eval score", 's', &o->recalibrate, NULL},
-        {"--on-nan", "train", 's', &o->on_nan, NULL},
-        {"--seed", "train sample", 'i', &o->seed, &o->has_seed},
-        {"--threads", "train eval score sample check", 'i', &o->threads, NULL},
-        {"--memory", "train", 'i', &o->memory, NULL},
-        {"--limit", "train eval score", 'i', &o->limit, NULL},
-        {"--n", "sample", 'i', &o->n, NULL},
-        {"--temperature", "sample", 'd', &o->temperature, NULL},
-        {"--json", "eval", 'f', &o->json, NULL},
-    };
-    int    i, status;
-    size_t k;
-    for (i = 2; i < argc; i++) {
-        for (k = 0; k < sizeof table / sizeof table[0]; k++)
-            if (strcmp(argv[i], table[k].name) == 0)
-                break;
-        if (k == sizeof table / sizeof table[0])
-            return fail_usage("unknown option %s", argv[i]);
-        if (strstr(table[k].commands, argv[1]) == NULL)
-            return fail_usage("%s is not an option of %s", argv[i], argv[1]);
-        if (table[k].kind != 'f' && i + 1 == argc)
-            return fail_usage("%s needs a value", argv[i]);
-        status = take(&table[k], table[k].kind == 'f' ? NULL : argv[++i]);
-        if (status)
-            return status;
-    }
-    return 0;
-}
+/* ---- what every command does ----------------------------------------------------------------- */
 
 static fo_context *open_context(const options *o) {
     fo_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.seed    = (uint64_t)o->seed;
-    desc.threads = (int)o->threads;
+    desc.seed    = (uint64_t)o->seed.number;
+    desc.threads = (int)o->threads.number;
     return fo_open(&desc);
 }
 
 /* The one way out: the library's error, if any, in one line. */
 static int close_context(fo_context *fo, int status) {
+    if (fo == NULL)
+        return cli_fail("out of memory");
     if (fo_failed(fo))
-        status = fail("%s", fo_error(fo));
+        status = cli_fail("%s", fo_error(fo));
     fo_close(fo);
     return status;
 }
 
-static fo_data *load(fo_context *fo, const char *path, long long limit) {
+static fo_data *load(fo_context *fo, const char *path, double limit) {
     fo_data *data = fo_load(fo, path);
-    if (data && limit > 0 && limit < fo_data_count(data))
-        fo_data_limit(data, limit);
+    if (data && limit > 0 && limit < (double)fo_data_count(data))
+        fo_data_limit(data, (int64_t)limit);
     return data;
+}
+
+/* Samples for this flow, which `model` describes: a shape that does not fit names the file. */
+static fo_data *load_for(fo_context *fo, const fo_flow *flow, const char *model, const char *path,
+                         double limit) {
+    fo_data *data = flow ? load(fo, path, limit) : NULL;
+    fo_shape seen = fo_data_shape(data), want = fo_flow_shape(flow);
+    if (data && (seen.c != want.c || seen.h != want.h || seen.w != want.w)) {
+        fo_fail(fo, FO_ERR_SHAPE, "%s: its samples are %dx%dx%d, those of %s are %dx%dx%d", path,
+                seen.c, seen.h, seen.w, model, want.c, want.h, want.w);
+        fo_data_free(data);
+        return NULL;
+    }
+    return data;
+}
+
+/* Names of scores that the library does not know are wrong usage. */
+static int check_scores(options *o) {
+    int i, k;
+    if (o->score.given == 0)
+        o->score.list[o->score.given++] = o->score.text = "likelihood";
+    for (i = 0; i < o->score.given; i++) {
+        cli_guess guess = {o->score.list[i], NULL, 0};
+        for (k = 0; fo_score_name(k) && strcmp(fo_score_name(k), guess.word) != 0; k++)
+            cli_consider(&guess, fo_score_name(k));
+        if (fo_score_name(k) == NULL)
+            return cli_unknown("score", &guess);
+        for (k = 0; k < i; k++)
+            if (strcmp(o->score.list[k], guess.word) == 0)
+                return cli_usage("--score %s is given twice", guess.word);
+    }
+    return CLI_OK;
+}
+
+static int check_norm(const options *o) {
+    if (o->norm.given && strcmp(o->norm.text, "batch") == 0 && o->recalibrate.given)
+        return cli_usage("--norm batch uses no stored statistics: --recalibrate contradicts it");
+    return CLI_OK;
+}
+
+/* Opens a workspace with the batch-norm statistics asked for; says which in `norm`. */
+static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options *o,
+                                    const char **norm) {
+    fo_workspace *ws;
+    *norm = "running";
+    if (o->recalibrate.given) {
+        fo_data *data = load_for(fo, flow, o->model.text, o->recalibrate.text, 10000);
+        if (data)
+            fo_recalibrate(flow, data, fo_data_count(data));
+        fo_data_free(data);
+        *norm = "recalibrated";
+    }
+    ws = flow && !fo_failed(fo) ? fo_workspace_create(fo, flow, 0) : NULL;
+    if (ws && o->norm.given && strcmp(o->norm.text, "batch") == 0) {
+        fo_workspace_norm(ws, FO_NORM_BATCH);
+        *norm = "batch";
+    }
+    return ws;
+}
+
+/* The scores of a set, one block a name, and the mean bpd. */
+typedef struct scored {
+    int64_t n;
+    double *score[CLI_MANY];
+    double  bpd;
+} scored;
+
+static double *score_one(fo_context *fo, fo_workspace *ws, const fo_data *data, const char *name) {
+    int64_t n = fo_data_count(data);
+    double *score = (double *)calloc((size_t)n + 1, sizeof *score);
+    if (score == NULL)
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n);
+    else
+        fo_score(ws, data, 0, n, name, score);
+    return score;
+}
+
+static void score_set(fo_context *fo, fo_workspace *ws, const fo_flow *flow, const fo_data *data,
+                      const cli_option *names, scored *out) {
+    double *likelihood = NULL;
+    int64_t i;
+    int     s;
+    memset(out, 0, sizeof *out);
+    out->n = fo_data_count(data);
+    for (s = 0; s < names->given && !fo_failed(fo); s++) {
+        out->score[s] = score_one(fo, ws, data, names->list[s]);
+        if (strcmp(names->list[s], "likelihood") == 0)
+            likelihood = out->score[s];
+    }
+    s = likelihood == NULL;
+    if (s && !fo_failed(fo))
+        likelihood = score_one(fo, ws, data, "likelihood");
+    for (i = 0; i < out->n && !fo_failed(fo); i++)
+        out->bpd += fo_bpd(-likelihood[i], fo_flow_shape(flow)) / (double)out->n;
+    if (s)
+        free(likelihood);
+}
+
+static void scored_free(scored *set) {
+    int s;
+    for (s = 0; s < CLI_MANY; s++)
+        free(set->score[s]);
 }
 
 /* ---- train ----------------------------------------------------------------------------------- */
@@ -201,18 +238,123 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-static int show_progress(void *user, const fo_progress *progress) {
-    fo_progress_bar(user, progress);
+/* Ctrl-C and SIGTERM end training after the step at hand. Both may come more than once. */
+static void catch_signals(void) {
+#ifdef _WIN32
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+#else
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    action.sa_flags   = SA_RESTART;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+#endif
+}
+
+/* One run of training, as its progress function sees it. */
+typedef struct run {
+    const options *o;
+    fo_context    *fo;
+    fo_flow       *flow;
+    fo_data       *data, *negative, *in, *ood;
+    FILE          *log;
+    int64_t        before;           /* steps when this run began                        */
+    int64_t        evaluated;        /* the step of the last line of metrics             */
+    double         epoch;            /* and its whole epochs                             */
+    double         saved, logged;    /* seconds of this run at the last save and log row */
+    int64_t        logged_step;
+} run;
+
+/* A line of metrics; the AUROC of the likelihood, or NaN when scoring fails. */
+static double show_evaluation(run *r) {
+    const cli_option likelihood = {1, "likelihood", {"likelihood"}, 0};
+    fo_workspace    *ws = fo_workspace_create(r->fo, r->flow, 0);
+    scored           in, ood;
+    fo_metrics       m;
+    score_set(r->fo, ws, r->flow, r->in, &likelihood, &in);
+    score_set(r->fo, ws, r->flow, r->ood, &likelihood, &ood);
+    m.auroc = NAN;
+    if (!fo_failed(r->fo) && fo_measure(r->fo, in.score[0], in.n, ood.score[0], ood.n, &m) == FO_OK)
+        printf("step %lld  bpd in %.4f  bpd ood %.4f  likelihood auroc %.4f\n",
+               (long long)fo_flow_steps(r->flow), in.bpd, ood.bpd, m.auroc);
+    fflush(stdout);
+    scored_free(&in);
+    scored_free(&ood);
+    fo_workspace_free(ws);
+    return m.auroc;
+}
+
+/* A row every five seconds, with every measurement, and at the end. NaN leaves a cell empty. */
+static void log_row(run *r, const fo_progress *p, double auroc) {
+    double  held_out = NAN, cell[7];
+    int64_t step = p->step;
+    int     i;
+    if (r->log == NULL || step == r->logged_step ||
+        (!p->last && isnan(auroc) && p->elapsed < r->logged + 5))
+        return;
+    r->logged      = p->elapsed;
+    r->logged_step = step;
+    cell[0] = p->epoch, cell[1] = p->elapsed, cell[2] = p->bpd, cell[3] = p->grad_norm;
+    cell[4] = p->lr, cell[5] = held_out, cell[6] = auroc;
+    fprintf(r->log, "%lld", (long long)step);
+    for (i = 0; i < 7; i++)
+        if (isnan(cell[i]))
+            fputs(",", r->log);
+        else
+            fprintf(r->log, ",%.9g", cell[i]);
+    fputs("\n", r->log);
+    fflush(r->log);
+}
+
+/* Saves what training has reached. A full disk must not end a long run: it is only told. */
+static void save_meanwhile(run *r, const fo_progress *p) {
+    const options *o     = r->o;
+    double         every = 60 * (o->save_every.given ? o->save_every.number : 5);
+    if (every <= 0 || p->last || p->elapsed - r->saved < every)
+        return;
+    if (fo_save(r->flow, o->out.text) != FO_OK) {
+        fprintf(stderr, "\nflowood: %s (training goes on)\n", fo_error(r->fo));
+        fo_clear_error(r->fo);
+    }
+    r->saved = p->elapsed;
+}
+
+static int on_progress(void *user, const fo_progress *progress) {
+    run        *r     = (run *)user;
+    fo_progress shown = *progress;
+    double      auroc = NAN;
+    int         measure = r->in && progress->step > r->evaluated &&
+                  (floor(progress->epoch + 1e-9) > r->epoch || progress->last);
+    if (progress->step == r->before)
+        return interrupted;
+    shown.last |= measure; /* a line of its own before the metrics */
+    fo_progress_bar(NULL, &shown);
+    if (measure) {
+        r->epoch     = floor(progress->epoch + 1e-9);
+        r->evaluated = progress->step;
+        auroc        = show_evaluation(r);
+    }
+    log_row(r, progress, auroc);
+    save_meanwhile(r, progress);
     return interrupted;
 }
 
-static char *read_text(const char *path) {
+static char *read_text(fo_context *fo, const char *path) {
+    enum { SIZE = 1 << 20 };
     FILE  *file = fopen(path, "rb");
-    char  *text = (char *)calloc(1, 1 << 20);
-    size_t n    = file && text ? fread(text, 1, (1 << 20) - 1, file) : 0;
+    char  *text = (char *)calloc(1, SIZE);
+    size_t n    = file && text ? fread(text, 1, SIZE, file) : 0;
+    if (file == NULL)
+        fo_fail(fo, FO_ERR_FILE, "%s: cannot be opened", path);
+    else if (n == 0)
+        fo_fail(fo, FO_ERR_FILE, "%s: is empty or cannot be read", path);
+    else if (n == SIZE || strlen(text) != n)
+        fo_fail(fo, FO_ERR_FORMAT, "%s: is no text, or longer than 1 MB", path);
     if (file)
         fclose(file);
-    if (n == 0) {
+    if (fo_failed(fo)) {
         free(text);
         return NULL;
     }
@@ -220,142 +362,182 @@ static char *read_text(const char *path) {
 }
 
 static fo_flow *make_flow(fo_context *fo, const options *o, const fo_data *data) {
-    fo_flow *flow;
-    char    *text;
-    if (o->resume)
-        return fo_load_flow(fo, o->resume);
-    if (o->spec == NULL)
-        return fo_flow_preset(fo, o->preset ? o->preset : "mlp-cycle", fo_data_shape(data));
-    text = read_text(o->spec);
-    if (text == NULL) {
-        fo_fail(fo, FO_ERR_FILE, "%s: cannot be read, or is empty", o->spec);
-        return NULL;
+    fo_shape    s      = fo_data_shape(data);
+    int         vector = s.h * s.w == 1;
+    const char *preset = o->preset.given ? o->preset.text : vector ? "tabular" : "mlp-cycle";
+    fo_flow    *flow;
+    char       *text;
+    if (o->resume.given)
+        return fo_load_flow(fo, o->resume.text);
+    if (o->spec.given) {
+        text = read_text(fo, o->spec.text);
+        flow = text ? fo_flow_parse(fo, text) : NULL;
+        free(text);
+        return flow;
     }
-    flow = fo_flow_parse(fo, text);
-    free(text);
+    flow = fo_flow_preset(fo, preset, s);
+    if (flow == NULL && vector && strncmp(preset, "tabular", 7) != 0) {
+        fo_clear_error(fo);
+        fo_fail(fo, FO_ERR_SHAPE, "%s: its samples are vectors of %d, and preset %s is for images: "
+                "take --preset tabular", o->data.text, s.c, preset);
+    }
     return flow;
 }
 
-/* -log_prob of every sample, and the mean bpd. */
-static double *score_all(fo_workspace *ws, fo_context *fo, const fo_flow *flow,
-                         const fo_data *data, const char *name, double *bpd) {
-    int64_t i, n = fo_data_count(data);
-    double *score = (double *)calloc((size_t)n + 1, sizeof *score), sum = 0;
-    if (score == NULL)
-        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n);
-    else if (bpd && fo_score(ws, data, 0, n, "likelihood", score) == FO_OK) {
-        for (i = 0; i < n; i++)
-            sum += fo_bpd(-score[i], fo_flow_shape(flow));
-        *bpd = sum / (double)n;
+/* logit wants numbers of 0..1; grey levels pass through dequantize first. */
+static int check_range(fo_context *fo, const fo_flow *flow, const fo_data *data, const char *path) {
+    fo_shape s    = fo_data_shape(data);
+    int64_t  size = fo_shape_count(s), n = fo_data_count(data), i, k;
+    fo_real *x;
+    int      good = 1;
+    if (flow == NULL || fo_flow_layers(flow) == 0 ||
+        strncmp(fo_flow_layer_text(flow, 0), "logit", 5) != 0)
+        return 1;
+    x = (fo_real *)calloc((size_t)size, sizeof *x);
+    for (i = 0; i < n && i < 100 && x && good; i++) {
+        fo_data_get(data, i, x);
+        for (k = 0; k < size && good; k++)
+            good = x[k] >= 0 && x[k] <= 1;
+        if (!good)
+            fo_fail(fo, FO_ERR_ARGUMENT, "%s: sample %lld has the value %g, logit takes 0 to 1: add "
+                    "dequantize before logit for grey levels, or scale the data", path,
+                    (long long)i, (double)x[k - 1]);
     }
-    if (score && (bpd == NULL || strcmp(name, "likelihood") != 0))
-        fo_score(ws, data, 0, n, name, score);
-    return score;
+    free(x);
+    return good;
 }
 
-/* A line of metrics after each epoch. */
-static void show_epoch(fo_context *fo, fo_flow *flow, const fo_data *in, const fo_data *ood) {
-    fo_workspace *ws = fo_workspace_create(fo, flow, 0);
-    double        bpd[2] = {0, 0};
-    double       *a = score_all(ws, fo, flow, in, "likelihood", &bpd[0]);
-    double       *b = score_all(ws, fo, flow, ood, "likelihood", &bpd[1]);
-    fo_metrics    m;
-    if (!fo_failed(fo) &&
-        fo_measure(fo, a, fo_data_count(in), b, fo_data_count(ood), &m) == FO_OK)
-        printf("step %lld  bpd in %.4f  bpd ood %.4f  likelihood auroc %.4f\n",
-               (long long)fo_flow_steps(flow), bpd[0], bpd[1], m.auroc);
-    fflush(stdout);
-    free(a);
-    free(b);
-    fo_workspace_free(ws);
+/* A written 0 means none, no option means the default. */
+static double none_or(const cli_option *option) {
+    return option->given && option->number == 0 ? -1 : option->number;
 }
 
-static void train_with_evaluation(fo_context *fo, fo_flow *flow, const fo_data *data,
-                                  const options *o, fo_train_desc desc) {
-    fo_data *in = load(fo, o->eval_in, o->limit ? o->limit : 2000);
-    fo_data *ood = load(fo, o->eval_ood, o->limit ? o->limit : 2000);
-    int64_t  batch = desc.batch ? desc.batch : fo_flow_train_desc(flow).batch;
-    double   epochs = desc.epochs, elapsed = 0, size = (double)fo_data_count(data);
-    while (!fo_failed(fo) && !interrupted) {
-        double  done = (double)fo_flow_steps(flow) * (double)batch / size;
-        int64_t before = fo_flow_steps(flow);
-        desc.epochs = floor(done + 1e-9) + 1;
-        if (epochs > 0 && desc.epochs > epochs)
-            desc.epochs = epochs;
-        desc.seconds = o->seconds > 0 ? o->seconds - elapsed : 0;
-        if (o->seconds > 0 && desc.seconds <= 0)
-            break;
-        elapsed -= fo_clock();
-        fo_train(flow, data, &desc);
-        elapsed += fo_clock();
-        if (fo_flow_steps(flow) == before)
-            break;
-        show_epoch(fo, flow, in, ood);
-    }
-}
-
-/* What an option asks for: a written 0 means none, no option means the default. */
-static double given(double value, int is_given) { return is_given && value == 0 ? -1 : value; }
-
-static int train(options *o) {
-    fo_context   *fo;
-    fo_data      *data;
-    fo_flow      *flow;
+static fo_train_desc train_desc(const options *o) {
     fo_train_desc desc;
-    int64_t       before;
-    if (o->data == NULL || o->out == NULL)
-        return fail_usage("train needs --data and --out");
-    if ((o->preset != NULL) + (o->spec != NULL) + (o->resume != NULL) > 1)
-        return fail("--preset, --spec and --resume each say what to train: give one of them");
-    if (o->resume && o->has_seed)
-        return fail("--resume goes on with the seed of the model: --seed contradicts it");
-    if ((o->eval_in == NULL) != (o->eval_ood == NULL))
-        return fail("--eval-in and --eval-ood belong together: give both or none");
-    if (o->eval_in && o->schedule && strcmp(o->schedule, "cosine") == 0)
-        return fail("--schedule cosine needs one run from start to end: drop --eval-in");
     memset(&desc, 0, sizeof desc);
-    if (o->schedule && strcmp(o->schedule, "cosine") == 0)
+    if (o->schedule.given && strcmp(o->schedule.text, "cosine") == 0)
         desc.schedule = FO_COSINE;
-    else if (o->schedule && strcmp(o->schedule, "constant") != 0)
-        return fail("--schedule %s: constant and cosine are known", o->schedule);
-    if (o->on_nan && strcmp(o->on_nan, "skip") == 0)
+    if (o->on_nan.given && strcmp(o->on_nan.text, "skip") == 0)
         desc.on_nan = FO_NAN_SKIP;
-    else if (o->on_nan && strcmp(o->on_nan, "stop") != 0)
-        return fail("--on-nan %s: stop and skip are known", o->on_nan);
-    if (o->batch > 1 << 20)
-        return fail("--batch %lld: at most %d", o->batch, 1 << 20);
-    desc.seconds      = o->seconds;
-    desc.epochs       = o->epochs;
-    desc.steps        = o->steps;
-    desc.batch        = (int)o->batch;
-    desc.lr           = o->lr;
-    desc.ema          = given(o->ema, o->has_ema);
-    desc.clip         = given(o->clip, o->has_clip);
-    desc.weight_decay = given(o->weight_decay, o->has_decay);
-    desc.memory_mb    = (double)o->memory;
-    desc.progress     = show_progress;
-    fo   = open_context(o);
-    data = load(fo, o->data, o->limit);
-    flow = data ? make_flow(fo, o, data) : NULL;
-    if (o->negative)
-        desc.negative = load(fo, o->negative, o->limit);
-    fo_save(flow, o->out); /* a path that cannot be written fails now, not after an hour */
-    before = fo_flow_steps(flow);
-    signal(SIGINT, on_interrupt);
-    if (o->eval_in && flow && !fo_failed(fo))
-        train_with_evaluation(fo, flow, data, o, desc);
-    else
-        fo_train(flow, data, &desc);
-    fo_save(flow, o->out);
-    if (!fo_failed(fo))
-        printf("%s %lld steps to %s%s\n", interrupted ? "stopped after" : "trained",
-               (long long)(fo_flow_steps(flow) - before), o->out,
-               fo_flow_steps(flow) == before
-                   ? ": nothing was left to do; raise --steps or --epochs, which are totals" : "");
-    return close_context(fo, 0);
+    desc.seconds      = o->seconds.number;
+    desc.epochs       = o->epochs.number;
+    desc.steps        = (int64_t)o->steps.number;
+    desc.batch        = (int)o->batch.number;
+    desc.lr           = o->lr.number;
+    desc.ema          = none_or(&o->ema);
+    desc.clip         = none_or(&o->clip);
+    desc.weight_decay = none_or(&o->decay);
+    desc.memory_mb    = o->memory.number;
+    desc.progress     = on_progress;
+    return desc;
 }
 
-/* ---- eval, score ----------------------------------------------------------------------------- */
+static int check_train(const options *o) {
+    cli_guess guess = {o->preset.text, NULL, 0};
+    size_t    n     = o->preset.given ? strcspn(o->preset.text, ":") : 0;
+    int       i;
+    if (o->preset.given + o->spec.given + o->resume.given > 1)
+        return cli_usage("--preset, --spec and --resume each say what to train: give one of them");
+    if (o->resume.given && o->seed.given)
+        return cli_usage("--resume goes on with the seed of the model: --seed contradicts it");
+    if (o->eval_in.given != o->eval_ood.given)
+        return cli_usage("--eval-in and --eval-ood belong together: give both or none");
+    if (o->schedule.given && strcmp(o->schedule.text, "cosine") == 0 && !o->steps.given &&
+        !o->epochs.given)
+        return cli_usage("--schedule cosine needs --steps or --epochs, to know where it ends");
+    for (i = 0; o->preset.given && fo_preset_at(i).name; i++) {
+        const char *name = fo_preset_at(i).name;
+        if (strlen(name) == n && strncmp(name, o->preset.text, n) == 0)
+            break;
+        cli_consider(&guess, name);
+    }
+    if (o->preset.given && fo_preset_at(i).name == NULL)
+        return guess.best ? cli_unknown("preset", &guess)
+                          : cli_usage("unknown preset %s: flowood presets lists them", guess.word);
+    if (cli_check_ending(&o->log, "--log", "the log of a run", ".csv") != CLI_OK)
+        return CLI_USAGE;
+    return cli_check_ending(&o->out, "--out", "a model", ".safetensors");
+}
+
+/* Every file is opened and every shape compared before the first step. */
+static void open_run(run *r, const options *o) {
+    const double test  = o->limit.number > 0 ? o->limit.number : 2000;
+    const char  *model = o->resume.given ? o->resume.text : o->data.text;
+    memset(r, 0, sizeof *r);
+    r->o    = o;
+    r->fo   = open_context(o);
+    r->data = load(r->fo, o->data.text, o->limit.number);
+    r->flow = r->data ? make_flow(r->fo, o, r->data) : NULL;
+    if (r->flow && (o->resume.given || o->spec.given)) {
+        fo_data_free(r->data);
+        r->data = load_for(r->fo, r->flow, o->resume.given ? model : o->spec.text, o->data.text,
+                           o->limit.number);
+    }
+    if (o->negative.given)
+        r->negative = load_for(r->fo, r->flow, model, o->negative.text, o->limit.number);
+    if (o->eval_in.given) {
+        r->in  = load_for(r->fo, r->flow, model, o->eval_in.text, test);
+        r->ood = load_for(r->fo, r->flow, model, o->eval_ood.text, test);
+    }
+    if (!fo_failed(r->fo))
+        check_range(r->fo, r->flow, r->data, o->data.text);
+    r->before = fo_flow_steps(r->flow);
+}
+
+static void open_log(run *r) {
+    const char *path = r->o->log.text;
+    if (!r->o->log.given || fo_failed(r->fo))
+        return;
+    r->log = fopen(path, r->o->resume.given ? "ab" : "wb");
+    if (r->log == NULL) {
+        fo_fail(r->fo, FO_ERR_FILE, "%s: cannot be written: check the folder", path);
+        return;
+    }
+    fseek(r->log, 0, SEEK_END);
+    if (ftell(r->log) == 0)
+        fputs("step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc\n", r->log);
+}
+
+static void end_train(run *r) {
+    const char *out     = r->o->out.text;
+    int64_t     steps   = fo_flow_steps(r->flow);
+    int         nothing = steps == r->before;
+    if (r->log) {
+        int good = !ferror(r->log);
+        good     = fclose(r->log) == 0 && good;
+        if (!good)
+            fo_fail(r->fo, FO_ERR_FILE, "%s: could not be written", r->o->log.text);
+    }
+    if (fo_flow_steps(r->flow) > 0 && !fo_failed(r->fo))
+        fo_save(r->flow, out);
+    if (!fo_failed(r->fo))
+        printf("%s %lld steps to %s%s\n", interrupted ? "stopped after" : "trained",
+               (long long)(steps - r->before), out,
+               nothing ? ": nothing was left to do; raise --steps or --epochs, which are totals"
+                       : "");
+}
+
+static int train(void *options_read) {
+    const options *o = (const options *)options_read;
+    fo_train_desc  desc;
+    run            r;
+    int            status = check_train(o);
+    if (status != CLI_OK)
+        return status;
+    open_run(&r, o);
+    open_log(&r);
+    desc          = train_desc(o);
+    desc.negative = r.negative;
+    desc.user     = &r;
+    if (!fo_failed(r.fo)) {
+        catch_signals();
+        fo_train(r.flow, r.data, &desc);
+    }
+    end_train(&r);
+    return close_context(r.fo, CLI_OK);
+}
+
+/* ---- eval, score, encode --------------------------------------------------------------------- */
 
 static void print_json_text(const char *text) {
     for (; *text; text++)
@@ -367,182 +549,227 @@ static void print_json_text(const char *text) {
             putchar(*text);
 }
 
-static void print_metrics(const options *o, const char *score, const char *norm, const char *ood,
-                          long long n_in, long long n_ood, const fo_metrics *m, double bpd_in,
-                          double bpd_ood) {
-    if (o->json) {
+static void print_metrics(const options *o, int s, const char *norm, const char *path,
+                          const scored *in, const scored *ood, const fo_metrics *m) {
+    const char *score = o->score.list[s];
+    if (o->json.given) {
         printf("{\"score\": \"%s\", \"ood\": \"", score);
-        print_json_text(ood);
+        print_json_text(path);
         printf("\", \"n_in\": %lld, \"n_ood\": %lld, \"auroc\": %.6f, \"aupr_in\": %.6f, "
-               "\"aupr_out\": %.6f, \"fpr95\": %.6f, \"bpd_in\": %.6f, \"bpd_ood\": %.6f, "
-               "\"norm\": \"%s\"}\n",
-               n_in, n_ood, m->auroc, m->aupr_in, m->aupr_out, m->fpr95, bpd_in, bpd_ood, norm);
+               "\"aupr_out\": %.6f, \"fpr95\": %.6f, \"fpr95_in\": %.6f, \"bpd_in\": %.6f, "
+               "\"bpd_ood\": %.6f, \"norm\": \"%s\"}\n",
+               (long long)in->n, (long long)ood->n, m->auroc, m->aupr_in, m->aupr_out, m->fpr95,
+               m->fpr95_in, in->bpd, ood->bpd, norm);
     } else {
-        printf("%-11s %6.4f  %6.4f  %6.4f  %6.4f  %7.4f  %7.4f  %s\n", score, m->auroc, m->aupr_in,
-               m->aupr_out, m->fpr95, bpd_in, bpd_ood, ood);
+        printf("%-11s %6.4f  %6.4f   %6.4f  %6.4f   %6.4f  %7.4f  %7.4f  %s\n", score, m->auroc,
+               m->aupr_in, m->aupr_out, m->fpr95, m->fpr95_in, in->bpd, ood->bpd, path);
     }
+    fflush(stdout);
 }
 
-/* Opens a workspace with the batch-norm statistics asked for; says which in `norm`. */
-static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options *o,
-                                    const char **norm) {
-    fo_workspace *ws;
-    *norm = "running";
-    if (o->norm && strcmp(o->norm, "batch") != 0 && strcmp(o->norm, "running") != 0) {
-        fo_fail(fo, FO_ERR_ARGUMENT, "--norm %s: running and batch are known", o->norm);
-        return NULL;
-    }
-    if (o->norm && strcmp(o->norm, "batch") == 0 && o->recalibrate) {
-        fo_fail(fo, FO_ERR_ARGUMENT, "--norm batch uses no stored statistics: --recalibrate "
-                                     "contradicts it");
-        return NULL;
-    }
-    if (o->recalibrate && flow) {
-        fo_data *data = load(fo, o->recalibrate, 10000);
-        fo_recalibrate(flow, data, fo_data_count(data));
-        fo_data_free(data);
-        *norm = "recalibrated";
-    }
-    ws = fo_workspace_create(fo, flow, 0);
-    if (ws && o->norm && strcmp(o->norm, "batch") == 0) {
-        fo_workspace_norm(ws, FO_NORM_BATCH);
-        *norm = "batch";
-    }
-    return ws;
-}
-
-static int eval(options *o) {
+static int eval(void *options_read) {
+    options      *o = (options *)options_read;
     const char   *norm;
     fo_context   *fo;
     fo_flow      *flow;
     fo_workspace *ws;
-    fo_data      *in;
+    fo_data      *in, *ood[CLI_MANY];
+    scored        a, b;
     int           s, d;
-    if (o->model == NULL || o->in == NULL || o->n_ood == 0)
-        return fail_usage("eval needs --model, --in and --ood");
-    if (o->n_score == 0)
-        o->score[o->n_score++] = "likelihood";
+    if (check_scores(o) != CLI_OK || check_norm(o) != CLI_OK)
+        return CLI_USAGE;
     fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model);
-    ws   = open_workspace(fo, flow, o, &norm);
-    in   = ws ? load(fo, o->in, o->limit) : NULL;
-    if (!o->json && in)
-        printf("score        auroc aupr_in aupr_out   fpr95   bpd_in  bpd_ood  (%lld samples of "
-               "%s; OOD is positive; batch norm, if any: %s statistics)\n",
-               (long long)fo_data_count(in), o->in, norm);
-    for (d = 0; d < o->n_ood && !fo_failed(fo); d++) {
-        fo_data *ood = load(fo, o->ood[d], o->limit);
-        for (s = 0; s < o->n_score && !fo_failed(fo); s++) {
-            double     bpd[2] = {0, 0};
-            fo_metrics m;
-            double    *a = score_all(ws, fo, flow, in, o->score[s], &bpd[0]);
-            double    *b = score_all(ws, fo, flow, ood, o->score[s], &bpd[1]);
-            if (!fo_failed(fo) &&
-                fo_measure(fo, a, fo_data_count(in), b, fo_data_count(ood), &m) == FO_OK)
-                print_metrics(o, o->score[s], norm, o->ood[d], fo_data_count(in),
-                              fo_data_count(ood), &m, bpd[0], bpd[1]);
-            free(a);
-            free(b);
-        }
-        fo_data_free(ood);
+    flow = fo_load_flow(fo, o->model.text);
+    in   = load_for(fo, flow, o->model.text, o->in.text, o->limit.number);
+    for (d = 0; d < o->ood.given; d++)
+        ood[d] = fo_failed(fo) ? NULL : load_for(fo, flow, o->model.text, o->ood.list[d],
+                                                 o->limit.number);
+    ws = fo_failed(fo) ? NULL : open_workspace(fo, flow, o, &norm);
+    score_set(fo, ws, flow, in, &o->score, &a);
+    if (!o->json.given && !fo_failed(fo))
+        printf("%lld samples of %s; OOD is positive; batch norm, if any: %s statistics\n"
+               "score        auroc aupr_in aupr_out   fpr95 fpr95_in   bpd_in  bpd_ood\n",
+               (long long)a.n, o->in.text, norm);
+    for (d = 0; d < o->ood.given && !fo_failed(fo); d++) {
+        fo_metrics m;
+        score_set(fo, ws, flow, ood[d], &o->score, &b);
+        for (s = 0; s < o->score.given && !fo_failed(fo); s++)
+            if (fo_measure(fo, a.score[s], a.n, b.score[s], b.n, &m) == FO_OK)
+                print_metrics(o, s, norm, o->ood.list[d], &a, &b, &m);
+        scored_free(&b);
     }
-    return close_context(fo, 0);
+    scored_free(&a);
+    return close_context(fo, CLI_OK);
 }
 
-static int score(options *o) {
+/* Rows of scores as text: with commas and a header in a file, with spaces on standard output. */
+static void print_scores(FILE *file, const options *o, const double *table, int64_t n,
+                         const char *between) {
+    const int columns = o->score.given;
+    int64_t   i;
+    int       s;
+    for (i = 0; i < n; i++)
+        for (s = 0; s < columns; s++)
+            fprintf(file, "%.17g%s", table[i * columns + s], s + 1 < columns ? between : "\n");
+}
+
+static int write_scores(fo_context *fo, const options *o, const double *table, int64_t n) {
+    cli_text_file text;
+    int64_t       dim[2];
+    int           s;
+    dim[0] = n, dim[1] = o->score.given;
+    if (o->out.given && !cli_ends_with(o->out.text, ".csv"))
+        fo_save_npy(fo, o->out.text, FO_F64, o->score.given > 1 ? 2 : 1, dim, table);
+    if (!o->out.given)
+        print_scores(stdout, o, table, n, " ");
+    if (!o->out.given || !cli_ends_with(o->out.text, ".csv"))
+        return CLI_OK;
+    if (cli_text_open(&text, o->out.text)) {
+        for (s = 0; s < o->score.given; s++)
+            fprintf(text.file, "%s%s", o->score.list[s], s + 1 < o->score.given ? "," : "\n");
+        print_scores(text.file, o, table, n, ",");
+    }
+    return cli_text_close(&text);
+}
+
+static int score(void *options_read) {
+    options      *o = (options *)options_read;
     const char   *norm;
     fo_context   *fo;
     fo_flow      *flow;
     fo_workspace *ws;
     fo_data      *data;
-    double       *values = NULL;
+    double       *table = NULL;
     int64_t       i, n;
-    if (o->model == NULL || o->data == NULL)
-        return fail_usage("score needs --model and --data");
-    if (o->n_score > 1)
-        return fail("--score is given %d times: score writes one; eval takes several", o->n_score);
+    int           s, status = CLI_OK;
+    if (check_scores(o) != CLI_OK || check_norm(o) != CLI_OK ||
+        cli_check_ending(&o->out, "--out", "scores", ".npy .csv") != CLI_OK)
+        return CLI_USAGE;
     fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model);
-    ws   = open_workspace(fo, flow, o, &norm);
-    data = ws ? load(fo, o->data, o->limit) : NULL;
+    flow = fo_load_flow(fo, o->model.text);
+    data = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
+    ws   = data ? open_workspace(fo, flow, o, &norm) : NULL;
     n    = fo_data_count(data);
-    if (data)
-        values = score_all(ws, fo, flow, data, o->n_score ? o->score[0] : "likelihood", NULL);
-    if (!fo_failed(fo) && o->out)
-        fo_save_npy(fo, o->out, FO_F64, 1, &n, values);
-    for (i = 0; i < n && !fo_failed(fo) && o->out == NULL; i++)
-        printf("%.9g\n", values[i]);
-    free(values);
-    return close_context(fo, 0);
+    if (ws)
+        table = (double *)calloc((size_t)n * (size_t)o->score.given, sizeof *table);
+    if (ws && table == NULL)
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n);
+    for (s = 0; s < o->score.given && !fo_failed(fo); s++) {
+        double *column = score_one(fo, ws, data, o->score.list[s]);
+        for (i = 0; i < n && !fo_failed(fo); i++)
+            table[i * o->score.given + s] = column[i];
+        free(column);
+    }
+    if (!fo_failed(fo))
+        status = write_scores(fo, o, table, n);
+    free(table);
+    return close_context(fo, status);
+}
+
+static int encode(void *options_read) {
+    const options *o = (const options *)options_read;
+    const char    *norm;
+    fo_context    *fo;
+    fo_flow       *flow;
+    fo_workspace  *ws;
+    fo_data       *data;
+    fo_real       *z = NULL;
+    int64_t        dim[2];
+    if (check_norm(o) != CLI_OK ||
+        cli_check_ending(&o->out, "--out", "latents", ".npy") != CLI_OK)
+        return CLI_USAGE;
+    fo     = open_context(o);
+    flow   = fo_load_flow(fo, o->model.text);
+    data   = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
+    ws     = data ? open_workspace(fo, flow, o, &norm) : NULL;
+    dim[0] = fo_data_count(data);
+    dim[1] = fo_shape_count(fo_flow_shape(flow));
+    if (ws)
+        z = (fo_real *)calloc((size_t)dim[0] * (size_t)dim[1], sizeof *z);
+    if (ws && z == NULL)
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld latents of %lld numbers: take --limit",
+                (long long)dim[0], (long long)dim[1]);
+    if (z && fo_encode(ws, data, 0, dim[0], FO_DRAW_MIDDLE, z) == FO_OK)
+        fo_save_npy(fo, o->out.text, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 2, dim, z);
+    free(z);
+    return close_context(fo, CLI_OK);
 }
 
 /* ---- sample ---------------------------------------------------------------------------------- */
 
-static int ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 /* A grid of images with thin lines between them; grey levels rounded. */
-static void save_grid(fo_context *fo, const char *path, const fo_real *x, int n, fo_shape s) {
-    int columns = (int)ceil(sqrt((double)n)), rows = (n + columns - 1) / columns;
-    int w = columns * (s.w + 2) + 2, h = rows * (s.h + 2) + 2, i, c, y, k;
-    unsigned char *pixels = (unsigned char *)calloc((size_t)w * (size_t)h, (size_t)s.c);
-    if (pixels == NULL) {
-        fo_fail(fo, FO_ERR_MEMORY, "out of memory for a picture of %d x %d", w, h);
+static void save_grid(fo_context *fo, const char *path, const fo_real *x, int64_t n, fo_shape s) {
+    int64_t columns = (int64_t)ceil(sqrt((double)n)), rows_needed = (n + columns - 1) / columns;
+    int64_t w = columns * (s.w + 2) + 2, h = rows_needed * (s.h + 2) + 2, i, c, y, k;
+    unsigned char *pixels = NULL;
+    if (w > 65535 || h > 65535) {
+        fo_fail(fo, FO_ERR_ARGUMENT, "%s: a picture of %lld x %lld pixels: give --out a name that "
+                "ends in .npy", path, (long long)w, (long long)h);
         return;
     }
-    memset(pixels, 64, (size_t)w * (size_t)h * (size_t)s.c);
+    pixels = (unsigned char *)calloc((size_t)(w * h), (size_t)s.c);
+    if (pixels == NULL) {
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for a picture of %lld x %lld", (long long)w,
+                (long long)h);
+        return;
+    }
+    memset(pixels, 64, (size_t)(w * h * s.c));
     for (i = 0; i < n; i++)
         for (c = 0; c < s.c; c++)
             for (y = 0; y < s.h; y++)
                 for (k = 0; k < s.w; k++) {
-                    int py = 2 + i / columns * (s.h + 2) + y, px = 2 + i % columns * (s.w + 2) + k;
+                    int64_t row = 2 + i / columns * (s.h + 2) + y;
+                    int64_t column = 2 + i % columns * (s.w + 2) + k;
                     fo_real grey = x[((i * s.c + c) * s.h + y) * s.w + k];
-                    pixels[((size_t)py * (size_t)w + (size_t)px) * (size_t)s.c + (size_t)c] =
-                        (unsigned char)(grey + (fo_real)0.5);
+                    /* a flow without dequantize clamps nothing */
+                    grey = grey > 0 ? grey < 255 ? grey : 255 : 0;
+                    pixels[(row * w + column) * s.c + c] = (unsigned char)(grey + (fo_real)0.5);
                 }
-    fo_save_png(fo, path, w, h, s.c, pixels);
+    fo_save_png(fo, path, (int)w, (int)h, s.c, pixels);
     free(pixels);
 }
 
-static int sample(options *o) {
-    fo_context   *fo;
-    fo_flow      *flow;
-    fo_workspace *ws;
-    fo_shape      s;
-    fo_real      *x;
-    if (o->model == NULL || o->out == NULL || o->n < 1)
-        return fail_usage("sample needs --model, --n and --out");
-    if (o->n > 10000)
-        return fail("--n %lld: at most 10000", o->n);
+static int sample(void *options_read) {
+    const options *o = (const options *)options_read;
+    const double   temperature = o->temperature.given ? o->temperature.number : 1;
+    const int64_t  n = (int64_t)o->n.number;
+    fo_context    *fo;
+    fo_flow       *flow;
+    fo_workspace  *ws;
+    fo_shape       s;
+    fo_real       *x = NULL;
+    int64_t        dim[4], size;
+    if (cli_check_ending(&o->out, "--out", "samples", ".png .npy") != CLI_OK)
+        return CLI_USAGE;
     fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model);
-    ws   = fo_workspace_create(fo, flow, 0);
+    flow = fo_load_flow(fo, o->model.text);
     s    = fo_flow_shape(flow);
-    x    = ws ? (fo_real *)calloc((size_t)o->n * (size_t)fo_shape_count(s), sizeof *x) : NULL;
+    size = fo_shape_count(s);
+    if (flow && !cli_ends_with(o->out.text, ".npy") && ((s.c != 1 && s.c != 3) || s.h * s.w == 1))
+        fo_fail(fo, FO_ERR_SHAPE, "%s: its samples of %dx%dx%d are no picture: give --out a name "
+                "that ends in .npy", o->model.text, s.c, s.h, s.w);
+    ws = flow && !fo_failed(fo) ? fo_workspace_create(fo, flow, 0) : NULL;
+    if (ws && n <= INT64_MAX / 8 / size)
+        x = (fo_real *)calloc((size_t)n, (size_t)size * sizeof *x);
     if (ws && x == NULL)
-        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld samples", o->n);
-    if (x && fo_sample(ws, (uint64_t)o->seed, o->n, o->temperature, x) == FO_OK) {
-        int64_t dim[4];
-        dim[0] = o->n, dim[1] = s.c, dim[2] = s.h, dim[3] = s.w;
-        if (ends_with(o->out, ".npy"))
-            fo_save_npy(fo, o->out, sizeof(fo_real) == 8 ? FO_F64 : FO_F32,
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld samples of %lld numbers: ask for fewer, "
+                "with another --seed each time", (long long)n, (long long)size);
+    if (x && fo_sample(ws, (uint64_t)o->seed.number, n, temperature, x) == FO_OK) {
+        dim[0] = n, dim[1] = s.c, dim[2] = s.h, dim[3] = s.w;
+        if (cli_ends_with(o->out.text, ".npy"))
+            fo_save_npy(fo, o->out.text, sizeof(fo_real) == 8 ? FO_F64 : FO_F32,
                         s.h * s.w > 1 ? 4 : 2, dim, x);
-        else if ((s.c == 1 || s.c == 3) && s.h * s.w > 1)
-            save_grid(fo, o->out, x, (int)o->n, s);
         else
-            fo_fail(fo, FO_ERR_SHAPE, "samples of %dx%dx%d are no picture: give --out a name that "
-                    "ends in .npy", s.c, s.h, s.w);
+            save_grid(fo, o->out.text, x, n, s);
     }
     free(x);
-    return close_context(fo, 0);
+    return close_context(fo, CLI_OK);
 }
 
 /* ---- check, info, presets -------------------------------------------------------------------- */
 
 /* Without data: noise images, or normal vectors. */
-static fo_data *any_data(fo_context *fo, fo_shape s, void **rows) {
+static fo_data *any_data(fo_context *fo, fo_shape s, void **values) {
     int64_t i, n = 64 * fo_shape_count(s);
     float  *x    = (float *)calloc((size_t)n, sizeof *x);
     fo_real u;
@@ -550,23 +777,21 @@ static fo_data *any_data(fo_context *fo, fo_shape s, void **rows) {
         fo_random_uniform(0, 0, (uint64_t)i, 1, &u);
         x[i] = s.h * s.w > 1 ? (float)floor(u * 256) : (float)u;
     }
-    *rows = x;
+    *values = x;
     return fo_data_view(fo, x, FO_F32, 64, s);
 }
 
-static int check(options *o) {
-    fo_context     *fo;
-    fo_flow        *flow;
+static int check(void *options_read) {
+    const options  *o = (const options *)options_read;
+    fo_context     *fo = open_context(o);
+    fo_flow        *flow = fo_load_flow(fo, o->model.text);
     fo_data        *data = NULL;
     fo_check_report r;
-    void           *rows = NULL;
-    int             bad  = 0;
-    if (o->model == NULL)
-        return fail_usage("check needs --model");
-    fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model);
+    void           *values = NULL;
+    int             bad    = 0;
     if (flow)
-        data = o->data ? load(fo, o->data, 64) : any_data(fo, fo_flow_shape(flow), &rows);
+        data = o->data.given ? load_for(fo, flow, o->model.text, o->data.text, 64)
+                             : any_data(fo, fo_flow_shape(flow), &values);
     if (data && fo_check(flow, data, &r) == FO_OK) {
         bad = !(r.round_trip < 1e-2) || !(r.logdet_pair < 1e-5) || !(r.jacobian < 1e-2) ||
               !(r.gradient < 5e-2) || r.untouched > 0;
@@ -582,19 +807,16 @@ static int check(options *o) {
                "untouched    %d  elements that no coupling changes; 0\n%s\n",
                r.gradient, r.untouched, bad ? "FAILED" : "ok");
     }
-    free(rows);
+    free(values);
     return close_context(fo, bad);
 }
 
-static int info(options *o) {
-    fo_context   *fo;
-    fo_flow      *flow;
-    fo_train_desc d;
-    int64_t       count = 0;
-    if (o->model == NULL)
-        return fail_usage("info needs --model");
-    fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model);
+static int info(void *options_read) {
+    const options *o = (const options *)options_read;
+    fo_context    *fo = open_context(o);
+    fo_flow       *flow = fo_load_flow(fo, o->model.text);
+    fo_train_desc  d;
+    int64_t        count = 0;
     if (flow) {
         fo_params(flow, &count);
         d = fo_flow_train_desc(flow);
@@ -603,51 +825,62 @@ static int info(options *o) {
                fo_param_count(flow), (double)count * sizeof(fo_real) / 1e6,
                (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
     }
-    return close_context(fo, 0);
+    return close_context(fo, CLI_OK);
 }
 
-static int presets(options *o) {
+static int presets(void *options_read) {
     fo_preset p;
     int       i;
-    (void)o;
+    (void)options_read;
     for (i = 0; (p = fo_preset_at(i)).name; i++) {
         printf("%-18s %s (batch %d, lr %g", p.name, p.about, p.batch, p.lr);
         if (p.colour_lr > 0)
             printf(", of colour %g", p.colour_lr);
         puts(")");
     }
-    return 0;
+    return CLI_OK;
 }
 
-static const struct {
-    const char *name;
-    int (*run)(options *o);
-} commands[] = {{"train", train}, {"eval", eval},   {"score", score},   {"sample", sample},
-                {"check", check}, {"info", info}, {"presets", presets}};
+static const cli_command commands[] = {
+    {"train", "trains a flow, or one that was trained before further, and saves it", train},
+    {"eval", "how well scores tell OOD samples from others: AUROC and more for each --ood", eval},
+    {"score", "the scores of every sample, a line each, a column for each --score", score},
+    {"encode", "latents of every sample, N x D numbers in --out, without dequantization noise",
+     encode},
+    {"sample", "new samples: a picture of all, or their numbers", sample},
+    {"check", "measures whether decode inverts encode, the log-determinant is right, and the "
+              "gradients are; --data: on these samples", check},
+    {"info", "a model's architecture as text, and how it was trained", info},
+    {"presets", "lists the ready flows", presets}};
 
 int main(int argc, char **argv) {
-    options o;
-    int     status;
-    size_t  k;
-    memset(&o, 0, sizeof o);
-    o.temperature = 1;
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
-        fputs(usage, stdout);
-        return 0;
-    }
+    static const char *const help[] = {"--help", "-h", "help"};
+    const cli_program program = {"flowood", "normalizing flows and out-of-distribution detection",
+                                 notes, commands, sizeof commands / sizeof commands[0], rows,
+                                 sizeof rows / sizeof rows[0], "--model"};
+    const char *word   = argc > 1 ? argv[1] : "";
+    cli_guess   guess  = {word, NULL, 0};
+    options     o;
+    int         status, k, h;
+    for (h = 0; h < 3; h++)
+        if (strcmp(word, help[h]) == 0)
+            return cli_help(&program, NULL);
     if (argc < 2)
-        return fail_usage("a command is needed");
-    for (k = 0; strcmp(argv[1], commands[k].name) != 0;)
-        if (++k == sizeof commands / sizeof commands[0])
-            return fail_usage("unknown command %s", argv[1]);
-    if (argc > 2 && strcmp(argv[2], "--help") == 0) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    status = parse(argc, argv, &o);
-    if (status == 0)
+        return cli_usage("a command is needed");
+    for (k = 0; k < program.n_commands && strcmp(word, commands[k].name) != 0; k++)
+        cli_consider(&guess, commands[k].name);
+    if (k == program.n_commands)
+        return cli_unknown("command", &guess);
+    for (h = 0; h < 2; h++)
+        if (argc > 2 && strcmp(argv[2], help[h]) == 0)
+            return cli_help(&program, &commands[k]);
+    memset(&o, 0, sizeof o);
+    status = cli_parse(&program, word, argc - 2, argv + 2, &o);
+    if (status == CLI_OK)
+        status = cli_check_files(&program, &o, "--resume");
+    if (status == CLI_OK)
         status = commands[k].run(&o);
     if (fflush(stdout) != 0 || ferror(stdout))
-        return fail("standard output cannot be written");
+        return cli_fail("standard output cannot be written");
     return status;
 }

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The command-line tool on good and bad input: each failure is one line and exit status 1 (usage: 2).
+# The command-line tool on good and bad input: each failure is one line, with exit status 2 for wrong
+# usage and 1 for what goes wrong at run time.
 tool=$PWD/build/flowood
 [ -x "$tool" ] || { echo "build/flowood is missing: run make first"; echo "0 passed, 1 failed"; exit 1; }
 passed=0 failed=0 skipped=0
@@ -37,9 +38,19 @@ works "scores again" "$tool" score --model small.st --data $in --out b.npy
 cmp -s a.npy b.npy && ok || bad "the memory budget changes the result"
 works "text scores" "$tool" score --model whole.st --data $in --limit 5 --score latent
 [ "$(wc -l < log)" = 5 ] && ok || bad "five scores expected"
+works "several scores" "$tool" score --model whole.st --data $in --limit 5 --score latent --score likelihood
+[ "$(awk 'NF == 2' log | wc -l)" = 5 ] && ok || bad "five lines of two scores expected"
+works "scores as CSV" "$tool" score whole.st --data $in --limit 5 --score latent --score likelihood --out s.csv
+[ "$(head -n 1 s.csv)" = latent,likelihood ] && ok || bad "no header: $(head -n 1 s.csv)"
+"$tool" score whole.st --data $in --limit 5 --score latent --score likelihood | tr ' ' , > text
+sed 1d s.csv | cmp -s - text && ok || bad "the CSV differs from the text"
+works "scores as a matrix" "$tool" score --model whole.st --data $in --limit 5 --score latent --score likelihood --out s.npy
+grep -aq "'shape': (5, 2)" s.npy && ok || bad "5 x 2 scores expected"
+works encode "$tool" encode --model whole.st --data $in --limit 7 --out z.npy
+grep -aq "'shape': (7, 784)" z.npy && ok || bad "7 x 784 latents expected"
 works eval "$tool" eval --model whole.st --in $in --ood $ood --score likelihood --score latent --json
 [ "$(wc -l < log)" = 2 ] && ok || bad "two JSON lines expected"
-for key in score ood n_in n_ood auroc aupr_in aupr_out fpr95 bpd_in bpd_ood; do
+for key in score ood n_in n_ood auroc aupr_in aupr_out fpr95 fpr95_in bpd_in bpd_ood; do
     grep -q "\"$key\": " log && ok || bad "no $key in the JSON"
 done
 works "eval table" "$tool" eval --model whole.st --in $in --ood $ood
@@ -48,53 +59,127 @@ works "sample" "$tool" sample --model whole.st --n 5 --temperature 0.7 --out s.p
 works "sample npy" "$tool" sample --model whole.st --n 5 --out s.npy
 works check "$tool" check --model whole.st --data $in
 works "check without data" "$tool" check --model whole.st
+works "info, no option" "$tool" info whole.st
 works info "$tool" info --model whole.st
 grep -v '^#' log > spec.txt
 works "spec" "$tool" train --data $train --spec spec.txt --steps 1 --out spec.st
 works presets "$tool" presets
-works help "$tool" --help
-works "evaluation while training" "$tool" train --data $train --steps 30 --batch 100 --eval-in $in --eval-ood $ood --out e.st
-[ "$(grep -c auroc log)" = 5 ] && ok || bad "a line of metrics for each of five epochs expected"
+for command in "" train eval score encode sample check info presets; do
+    for word in --help -h; do
+        works "$command $word" "$tool" $command $word
+        [ "$(awk 'length($0) > 79' log | wc -l)" = 0 ] && ok || bad "$command $word: too wide"
+    done
+done
+works "evaluation while training" "$tool" train --data $train --steps 30 --batch 100 --eval-in $in --eval-ood $ood --log e.csv --out e.st
+[ "$(grep -c auroc log)" -ge 1 ] && ok || bad "a line of metrics expected"
+head -n 1 e.csv | grep -qx step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc && ok || bad "log: $(head -n 1 e.csv)"
+tail -n 1 e.csv | grep -qE '^30,([^,]+,){5}[^,]*,0\.[0-9]+$' && ok || bad "log: $(tail -n 1 e.csv)"
+works "the log goes on" "$tool" train --data $train --resume e.st --steps 32 --log e.csv --out e.st
+[ "$(grep -c step e.csv)" = 1 ] && [ "$(tail -n 1 e.csv | cut -d , -f 1)" = 32 ] && ok || bad "log after resuming: $(tail -n 2 e.csv)"
+works "cosine with evaluation" "$tool" train --data $train --steps 4 --schedule cosine --eval-in $in --eval-ood $ood --out e.st
+works "more than 10000 samples" "$tool" sample --model spec.st --n 10001 --out many.npy
+grep -aq "'shape': (10001, 1, 28, 28)" many.npy && ok || bad "10001 samples expected"
+rm -f many.npy
+
+# a good model is replaced only by a trained one, and stays whole
+cp whole.st good.st
+same() { cmp -s whole.st good.st && ok || { bad "$1 changed a good model"; cp whole.st good.st; }; }
+"$tool" score --model whole.st --data $in --limit 30 --score latent --score likelihood --out v.npy
+refuses 2 "from 1e-12 to 10" "$tool" train --data $train --lr 1e9 --out good.st; same "a wrong rate"
+refuses 1 "v.npy" "$tool" train --data $train --eval-in $in --eval-ood v.npy --out good.st; same "a wrong shape"
+refuses 1 "v.npy" "$tool" train --data $train --negative v.npy --out good.st; same "a wrong shape"
+refuses 1 "v.npy" "$tool" train --data v.npy --resume good.st --out good.st; same "a wrong shape"
+"$tool" train --data $train --seconds 60 --save-every 0 --out good.st > log 2> err & pid=$!
+sleep 1; kill -9 $pid; wait $pid 2> err; same "a killed run"
+for signal in INT TERM; do
+    "$tool" train --data $train --seconds 60 --out $signal.st > log 2> err & pid=$!
+    sleep 1; kill -$signal $pid; wait $pid; status=$?
+    [ $status = 0 ] && grep -q "stopped after [1-9]" log && "$tool" info $signal.st > log && ok ||
+        bad "$signal: status $status, $(cat log err)"
+done
+[ -z "$(ls | grep -e try- -e part)" ] && ok || bad "left behind: $(ls | grep -e try- -e part)"
+
+# an output is never an input, however it is spelled
+ln whole.st hard.st
+ln -s $in soft
+for out in whole.st ./whole.st "$dir/whole.st" hard.st; do
+    refuses 2 "is also --model" "$tool" score --model whole.st --data $in --out $out
+    refuses 2 "is also --model" "$tool" sample --model whole.st --n 1 --out $out
+done
+refuses 2 "is also --data" "$tool" train --data $train --steps 1 --out ./$train
+refuses 2 "is also --data" "$tool" encode --model whole.st --data $in --out soft
+refuses 2 "is also --spec" "$tool" train --data $train --spec spec.txt --out spec.txt
+refuses 2 "is also --eval-ood" "$tool" train --data $train --eval-in $in --eval-ood $ood --out $ood
+refuses 2 "is also --log" "$tool" train --data $train --out whole.st --log hard.st
+cmp -s whole.st good.st && ok || bad "a refused output was written"
 
 # usage
 refuses 2 "command is needed" "$tool"
-refuses 2 "unknown command" "$tool" frain
-refuses 2 "unknown option" "$tool" train --dada x
+refuses 2 "did you mean train?" "$tool" frain
+refuses 2 "unknown command" "$tool" bake
+refuses 2 "did you mean --data?" "$tool" train --dada x
+refuses 2 "unknown option" "$tool" train --colour x
 refuses 2 "not an option of" "$tool" info --steps 4
+refuses 2 "takes options only" "$tool" train $train
+refuses 2 "given twice" "$tool" info --model whole.st good.st
 refuses 2 "needs a value" "$tool" train --data
 refuses 2 "whole number" "$tool" train --data $train --steps x --out o
-refuses 2 "at least 0" "$tool" train --data $train --lr -1 --out o
-refuses 2 "needs --data" "$tool" train
-refuses 2 "needs --model" "$tool" eval --in $in
+refuses 2 "whole number" "$tool" train --data $train --steps 1.5 --out o
+refuses 2 "from 1e-12" "$tool" train --data $train --lr -1 --out o
+refuses 2 "constant|cosine" "$tool" train --data $train --schedule linear --out o
+refuses 2 "needs --data" "$tool" train --out o
+refuses 2 "needs --model" "$tool" eval --in $in --ood $ood
+refuses 2 "one of them" "$tool" train --data $train --preset mlp-cycle --spec spec.txt --out o
+refuses 2 "contradicts" "$tool" train --data $train --resume half.st --seed 4 --out o
+refuses 2 "both or none" "$tool" train --data $train --eval-in $in --out o
+refuses 2 "flowood presets" "$tool" train --data $train --preset nope --out o
+refuses 2 "did you mean mlp-cycle?" "$tool" train --data $train --preset mlp-cycel --out o
+refuses 2 "did you mean likelihood?" "$tool" eval --model whole.st --in $in --ood $ood --score liklihood
+refuses 2 "unknown score nope" "$tool" score --model whole.st --data $in --score nope
+for out in o.csv o.json o.png o.npy o.PT; do
+    refuses 2 "end in .safetensors" "$tool" train --data $train --steps 1 --out $out
+done
+refuses 2 "end in .npy .csv" "$tool" score --model whole.st --data $in --out o.json
+refuses 2 "end in .npy" "$tool" encode --model whole.st --data $in --out o.csv
+refuses 2 "end in .png .npy" "$tool" sample --model whole.st --n 1 --out o.safetensors
 
-# contradictions and bad files
-refuses 1 "one of them" "$tool" train --data $train --preset mlp-cycle --spec spec.txt --out o
-refuses 1 "contradicts" "$tool" train --data $train --resume half.st --seed 4 --out o
-refuses 1 "both or none" "$tool" train --data $train --eval-in $in --out o
-refuses 1 "not known" "$tool" train --data $train --preset nope --out o
-refuses 1 "not known" "$tool" eval --model whole.st --in $in --ood $ood --score nope
+# bad files
 refuses 1 "missing-file" "$tool" train --data missing-file --out o
 refuses 1 "missing-file" "$tool" info --model missing-file
 refuses 1 "nowhere" "$tool" train --data $train --steps 1 --out nowhere/model
+refuses 1 "folder" "$tool" train --data $train --steps 1 --out .
+refuses 1 "folder" "$tool" info .
+if mkfifo pipe 2>/dev/null; then
+    refuses 1 "pipe" "$tool" train --data $train --spec pipe --out o
+    refuses 1 "pipe" "$tool" train --data $train --steps 1 --out pipe
+else
+    skipped=$((skipped + 1))
+fi
 head -c 5000 $train > short-idx
 refuses 1 "short-idx" "$tool" train --data short-idx --out o
 : > empty-idx
 refuses 1 "empty-idx" "$tool" train --data empty-idx --out o
+refuses 1 "empty-idx" "$tool" train --data $train --spec empty-idx --out o
+refuses 1 "no text" "$tool" train --data $train --spec $train --out o
 printf 'hello, this is no data file at all' > text-file
 refuses 1 "text-file" "$tool" train --data text-file --out o
 printf '\000\000\010\003\000\000\000\000\000\000\000\034\000\000\000\034' > zero-idx
 refuses 1 "zero-idx" "$tool" train --data zero-idx --out o
-refuses 1 "20x20\|shape\|samples are" "$tool" score --model whole.st --data a.npy
+refuses 1 "v.npy: its samples are 2x1x1, those of whole.st are 1x28x28" "$tool" score --model whole.st --data v.npy
 gzip -c $train | head -c 20000 > short.gz
 refuses 1 "short.gz" "$tool" train --data short.gz --out o
 { printf '\000\000\010\003\000\000\000\001\000\000\000\034\000\000\000\034'; head -c 30000000 /dev/zero; } | gzip -c > endless.gz
 refuses 1 "endless.gz" "$tool" train --data endless.gz --out o
+refuses 1 "preset tabular" "$tool" train --data v.npy --preset mlp-cycle --out o
+works "vectors" "$tool" train --data v.npy --steps 2 --out o
 printf 'input 1x28x28\ndequantize\nlogit alpha=2\n' > bad-spec
 refuses 1 "alpha=2" "$tool" train --data $train --spec bad-spec --out o
+printf 'input 1x28x28\nlogit\ncoupling mask=cycle:0 net=mlp hidden=4\n' > bad-spec
+refuses 1 "add dequantize" "$tool" train --data $train --spec bad-spec --out o
 printf 'input 1x28x28\ncoupling mask=cycle:0 net=mlp hiden=4\n' > bad-spec
 refuses 1 "line 2" "$tool" train --data $train --spec bad-spec --out o
 printf 'input 1x20x20\ncoupling mask=cycle:0 net=mlp hidden=4\n' > bad-spec
-refuses 1 "20x20" "$tool" train --data $train --spec bad-spec --steps 1 --out o
+refuses 1 "bad-spec are 1x20x20" "$tool" train --data $train --spec bad-spec --steps 1 --out o
 
 # a checkpoint cut at every 64th byte of its head, and at some places later, is refused
 printf 'input 1x28x28\ndequantize\nlogit\ncoupling mask=cycle:0 net=mlp hidden=2 bottleneck=1\n' > tiny

@@ -1029,6 +1029,21 @@ static void test_archive_memory(void) {
 
 static int near(double a, double b) { return fabs(a - b) < 1e-14; }
 
+/* FPR at 95 % of the in-distribution samples kept, by trying every threshold. */
+static double plain_fpr95_in(const double *in, int n_in, const double *ood, int n_ood) {
+    double best = HUGE_VAL, passed = 0;
+    int    i, k, kept;
+    for (i = 0; i < n_in; i++) {
+        for (kept = k = 0; k < n_in; k++)
+            kept += in[k] <= in[i];
+        if (kept * 100 >= n_in * 95 && in[i] < best)
+            best = in[i];
+    }
+    for (k = 0; k < n_ood; k++)
+        passed += ood[k] <= best;
+    return passed / n_ood;
+}
+
 /* Golden numbers from scikit-learn: roc_auc_score and average_precision_score. */
 static void test_measure(void) {
     static const double in[8] = {5, 1, 3, 0, 1, 2, 3, 3}, ood[7] = {7, 3, 1, 3, 5, 4, 5};
@@ -1042,6 +1057,7 @@ static void test_measure(void) {
     CHECK(fo_measure(fo, in, 8, ood, 7, &m) == FO_OK);
     CHECK(near(m.auroc, 0.7678571428571428) && near(m.aupr_in, 0.7464285714285713));
     CHECK(near(m.aupr_out, 0.7142857142857142) && near(m.fpr95, 7.0 / 8));
+    CHECK(near(m.fpr95_in, 6.0 / 7) && near(m.fpr95_in, plain_fpr95_in(in, 8, ood, 7)));
     for (i = 0; i < 500; i++) {
         x       = (x * 1103515245u + 12345u) & 0x7fffffff;
         many[i] = (double)((x >> 16) % 40) - (i < 200 ? 6 : 0);
@@ -1049,10 +1065,12 @@ static void test_measure(void) {
     CHECK(fo_measure(fo, many, 200, many + 200, 300, &m) == FO_OK);
     CHECK(near(m.auroc, 0.60877499999999996) && near(m.aupr_in, 0.55799050102629999));
     CHECK(near(m.aupr_out, 0.7181626371010813) && near(m.fpr95, 0.825));
+    CHECK(m.fpr95_in > 0 && near(m.fpr95_in, plain_fpr95_in(many, 200, many + 200, 300)));
     CHECK(fo_measure(fo, same, 3, same, 1, &m) == FO_OK);
     CHECK(m.auroc == 0.5 && m.aupr_in == 0.75 && m.aupr_out == 0.25 && m.fpr95 == 1);
     CHECK(fo_measure(fo, in, 1, ood, 1, &m) == FO_OK);
     CHECK(m.auroc == 1 && m.aupr_in == 1 && m.aupr_out == 1 && m.fpr95 == 0);
+    CHECK(m.fpr95_in == 0);
     CHECK(fo_measure(fo, ood, 1, in, 1, &m) == FO_OK);
     CHECK(m.auroc == 0 && m.aupr_in == 0.5 && m.aupr_out == 0.5 && m.fpr95 == 1);
     CHECK(fo_measure(fo, low, 2, high, 2, &m) == FO_OK && m.auroc == 0.875); /* -0 equals 0 */
