@@ -186,7 +186,8 @@ typedef enum fo_simd {
 /* What fo_open wants to know. Zero means default, here and in every desc struct of this file. */
 typedef struct fo_desc {
     uint64_t seed;    /* of weights, shuffling, noise and samples; 0 is a seed like any other */
-    int      threads; /* 0: every core if compiled with OpenMP, else 1                         */
+    int      threads; /* at most; 0: OMP_NUM_THREADS or every core if compiled with OpenMP, else
+                         1. While work repeats, fewer are used where that is faster          */
     fo_simd  simd;
     /* The one allocation funnel. size 0 frees; NULL means failure. Default: realloc and free. */
     void *(*realloc_fn)(void *user, void *ptr, size_t old_size, size_t new_size);
@@ -911,6 +912,7 @@ typedef struct fo__kernels fo__kernels;
 
 struct fo_context {
     fo_desc            desc;
+    int                team; /* threads of a parallel region; desc.threads are the most */
     fo__kernels       *kernels;
     fo_op             *ops; /* the table of built-in ops */
     fo__block         *blocks;
@@ -1184,18 +1186,22 @@ void fo_random_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n,
     }
 }
 /* ================================================================================================
-   >>parallel      ranges over threads
+   >>parallel      ranges over threads, and how many of them are worth having
 
    Invariants a range is split once, statically; nothing is stolen or queued. Nothing forks for
               one thread, for short ranges, or inside a parallel region
+   Why        OpenMP's threads wait for each other by spinning. Where another process wants the same
+              core, a join takes a time slice (milliseconds) instead of a microsecond: two threads
+              can be a hundred times slower than one. Bits do not depend on the number of threads,
+              so it may change while the work runs: see fo__pace
    Callers    the matrix product, and any op that works sample by sample
-   Cost       1 to 2 microseconds for a fork and a join
+   Cost       1 to 2 microseconds for a fork and a join on a quiet machine
    ============================================================================================= */
 void fo_parallel_for(fo_context *fo, int64_t n, int64_t grain,
                      void (*fn)(void *arg, int64_t begin, int64_t end), void *arg) {
 #if FO__OPENMP
     int64_t most = n / FO__MAX(grain, 1);
-    int     team = (int)FO__MIN(most, (int64_t)fo->desc.threads);
+    int     team = (int)FO__MIN(most, (int64_t)fo->team);
     if (team > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(team)
         {
@@ -1210,6 +1216,95 @@ void fo_parallel_for(fo_context *fo, int64_t n, int64_t grain,
     (void)fo, (void)grain;
     if (n > 0)
         fn(arg, 0, n);
+}
+
+/* How many threads a new context may use: what OMP_NUM_THREADS and OMP_THREAD_LIMIT leave, and one
+   where the caller is a member of a team already. */
+static int fo__usable_threads(int asked) {
+#if FO__OPENMP
+    int most = FO__MIN(omp_get_max_threads(), omp_get_thread_limit());
+    if (asked > 0)
+        return FO__MIN(asked, omp_get_thread_limit());
+    return omp_in_parallel() ? 1 : FO__MAX(most, 1);
+#else
+    (void)asked;
+    return 1;
+#endif
+}
+
+/* A thread's part of a region should take 25 microseconds at least: how many items is that?
+   Estimates: a multiply-add of a product 0.01 ns, an element that passes through the cache 0.4. */
+#define FO__NS_PRODUCT 0.01
+#define FO__NS_ELEMENT 0.4
+static int64_t fo__grain(double nanoseconds_per_item) {
+    return (int64_t)(25e3 / FO__MAX(nanoseconds_per_item, 1e-3)) + 1;
+}
+
+/* The pace of work that repeats (steps of training, batches of scoring): which number of threads is
+   the fastest now? Work starts on one thread; the pace tries twice as many or half as many for two
+   units, moves where that is faster, and waits a hundred times as long as the trial took before the
+   next, so that trials cost about 1 %. Two units in a row that take more than twice as long as those
+   before call for a trial at once: the machine has become busy. */
+typedef struct fo__pace {
+    int    level, trial;     /* threads >> level; the level on trial */
+    int    units, up;        /* of the trial, or of the start; the direction of the last trial */
+    int    on_trial, slow;   /* slow: units in a row that took more than twice the usual */
+    double cost;             /* seconds for a piece of work at this level: recent mean */
+    double trial_cost, trial_begin, unit_begin, next;
+} fo__pace;
+
+static int fo__pace_top(const fo_context *fo) { /* the level of one thread */
+    int level = 0;
+    while (fo->desc.threads >> level > 1)
+        level++;
+    return level;
+}
+
+static void fo__pace_begin(fo_context *fo, fo__pace *p, double now) {
+    const int top = fo__pace_top(fo);
+    if (p->units == 0 && p->cost == 0)
+        p->level = top;
+    if (!p->on_trial && p->cost > 0 && now >= p->next && top > 0) {
+        p->up          = p->level == top ? 1 : p->level == 0 ? 0 : !p->up;
+        p->trial       = p->level + (p->up ? -1 : 1);
+        p->on_trial    = 1;
+        p->units       = 0;
+        p->trial_cost  = 0;
+        p->trial_begin = now;
+    }
+    p->unit_begin = now;
+    fo->team      = FO__MAX(fo->desc.threads >> (p->on_trial ? p->trial : p->level), 1);
+}
+
+/* `work` pieces of work are done. */
+static void fo__pace_end(fo_context *fo, fo__pace *p, double now, double work) {
+    const double cost = (now - p->unit_begin) / FO__MAX(work, 1);
+    fo->team = fo->desc.threads;
+    p->units++;
+    if (p->on_trial) {
+        p->trial_cost += cost / 2;
+        if (p->units < 2)
+            return;
+        p->on_trial = 0;
+        p->next     = now + 100 * (now - p->trial_begin);
+        if (p->trial_cost < 0.9 * p->cost) {
+            p->level = p->trial;
+            p->cost  = p->trial_cost;
+            p->up    = !p->up; /* the next trial goes on in this direction, */
+            p->next  = now;    /* and at once */
+        }
+        return;
+    }
+    if (p->units == 1)
+        return; /* the first unit touches its memory for the first time */
+    p->slow = p->cost > 0 && cost > 2 * p->cost ? p->slow + 1 : 0;
+    if (p->slow == 2) {
+        p->slow = 0;
+        p->cost = cost;
+        p->next = now;
+    } else if (p->slow == 0) {
+        p->cost = p->cost > 0 ? p->cost + 0.2 * (cost - p->cost) : cost;
+    }
 }
 
 /* ================================================================================================
@@ -2155,10 +2250,9 @@ static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_r
                      fo_real *c, int64_t c_row, const fo_real *bias, int add) {
     const int64_t mr = fo->kernels->mr, lanes = fo->kernels->lanes;
     const int64_t rows = (m + mr - 1) / mr, columns = (n + lanes - 1) / lanes;
-    const int64_t threads = FO__MAX(fo->desc.threads, 1);
+    const int64_t threads = FO__MAX(fo->team, 1);
     const int64_t by_rows = (2 * ((rows + threads - 1) / threads) + 1) * columns;
     const int64_t by_columns = (2 * rows + 1) * ((columns + threads - 1) / threads);
-    const int64_t worth_a_fork = 200000; /* multiply-adds */
     fo__product g;
     int64_t     unit;
     memset(&g, 0, sizeof g);
@@ -2171,7 +2265,7 @@ static void fo__gemm(fo_context *fo, int64_t m, int64_t n, int64_t k, const fo_r
     g.kernels = fo->kernels;
     g.by_rows = by_rows < by_columns;
     unit      = k * (g.by_rows ? mr * n : lanes * m);
-    fo_parallel_for(fo, g.by_rows ? rows : columns, worth_a_fork / FO__MAX(unit, 1) + 1,
+    fo_parallel_for(fo, g.by_rows ? rows : columns, fo__grain(FO__NS_PRODUCT * (double)unit),
                     fo__product_part, &g);
 }
 
@@ -4223,7 +4317,7 @@ static void fo__op_run(const fo_tensor *out,
     call.out = out;
     call.run = run;
     if (out->op->flags & FO_ELEMENTWISE)
-        fo_parallel_for(out->tape->fo, out->count, 8192, fo__op_range, &call);
+        fo_parallel_for(out->tape->fo, out->count, fo__grain(FO__NS_ELEMENT), fo__op_range, &call);
     else
         run(out, 0, out->count);
 }
@@ -4713,6 +4807,12 @@ typedef struct fo__conv {
     int            add;
 } fo__conv;
 
+/* Of the shards of a convolution, one a thread. */
+static int64_t fo__conv_grain(const fo__conv *v) {
+    const double products = (double)(v->batch * v->c * v->o) * (double)(v->oh * v->ow * v->taps);
+    return fo__grain(FO__NS_PRODUCT * products / (double)v->threads);
+}
+
 static int64_t fo__conv_columns(const fo__conv *v) {
     return (v->w + 2 * v->padding + v->stride - 1) / v->stride * v->stride;
 }
@@ -4959,7 +5059,7 @@ static void fo__winograd_run(fo__conv *v, const fo_real *from, fo_real *to, int 
     v->add   = add;
     v->winograd = fo__winograd_of(v, to_x);
     fo__winograd_weights(v, to_x, v->frames);
-    fo_parallel_for(v->fo, v->threads, 1, fo__winograd_samples, v);
+    fo_parallel_for(v->fo, v->threads, fo__conv_grain(v), fo__winograd_samples, v);
 }
 
 static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add) {
@@ -4972,7 +5072,7 @@ static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add)
         v->g.b_row = v->g.n;
     else
         v->g.b_at = v->at;
-    fo_parallel_for(v->fo, v->threads, 1, fo__conv_samples, v);
+    fo_parallel_for(v->fo, v->threads, fo__conv_grain(v), fo__conv_samples, v);
 }
 
 /* y = (add ? y : 0) + w * x */
@@ -5044,7 +5144,7 @@ static void fo__conv_to_w(fo__conv *v, const fo_real *x, fo_real *dy, fo_real *d
         v->g.a_at  = v->at;
         v->g.a_run = v->ow, v->g.a_step = v->stride * v->frame.columns;
     }
-    fo_parallel_for(v->fo, v->threads, 1, fo__conv_rows, v);
+    fo_parallel_for(v->fo, v->threads, fo__conv_grain(v), fo__conv_rows, v);
     for (o = 0; o < v->o; o++)
         for (p = 0; p < rows; p++)
             dw[o * rows + p] = (add ? dw[o * rows + p] : 0) + v->dw[p * v->o + o];
@@ -5109,7 +5209,9 @@ static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) 
         fo__conv_to_w(&v, up ? out->grad : in->data, up ? in->data : out->grad, w->grad,
                       !(out->overwrite & 2));
     if (out->n_in == 3 && out->in[2]->grad)
-        fo_parallel_for(v.fo, out->dim[1], 1, fo__conv_bias, (void *)out);
+        fo_parallel_for(v.fo, out->dim[1],
+                        fo__grain(FO__NS_ELEMENT * (double)(out->count / out->dim[1])),
+                        fo__conv_bias, (void *)out);
     fo__conv_of(&v, out);
     if (in->grad)
         (up ? fo__conv_to_y : fo__conv_to_x)(&v, out->grad, in->grad, !(out->overwrite & 1));
@@ -5265,14 +5367,19 @@ static void fo__norm_backward(void *arg, int64_t begin, int64_t end) {
         }
 }
 
+static int64_t fo__norm_grain(const fo_tensor *out) { /* channels: read twice, written once */
+    return fo__grain(FO__NS_ELEMENT * (double)(out->count / out->dim[1]));
+}
+
 static void fo__batch_norm_forward(const fo_tensor *out, int64_t begin, int64_t end) {
     (void)begin, (void)end;
-    fo_parallel_for(out->tape->fo, out->dim[1], 1, fo__norm_forward, (void *)out);
+    fo_parallel_for(out->tape->fo, out->dim[1], fo__norm_grain(out), fo__norm_forward, (void *)out);
 }
 
 static void fo__batch_norm_backward(const fo_tensor *out, int64_t begin, int64_t end) {
     (void)begin, (void)end;
-    fo_parallel_for(out->tape->fo, out->dim[1], 1, fo__norm_backward, (void *)out);
+    fo_parallel_for(out->tape->fo, out->dim[1], fo__norm_grain(out), fo__norm_backward,
+                    (void *)out);
 }
 
 /* ---- weight_norm: w[o] = g[o] v[o] / |v[o]| for each row o (Salimans and Kingma 2016) ----------
@@ -5322,7 +5429,8 @@ static void fo__weight_norm_run(const fo_tensor *out,
     fo__op_call call;
     call.out = out;
     call.run = run;
-    fo_parallel_for(out->tape->fo, out->dim[0], 8192 / fo__row(out) + 1, fo__op_range, &call);
+    fo_parallel_for(out->tape->fo, out->dim[0], fo__grain(FO__NS_ELEMENT * (double)fo__row(out)),
+                    fo__op_range, &call);
 }
 
 static void fo__weight_norm_forward(const fo_tensor *out, int64_t begin, int64_t end) {
@@ -6222,6 +6330,7 @@ struct fo_workspace {
     uint64_t    seed;           /* of this seed */
     int         middle;         /* u = 1/2 instead of noise */
     fo_norm     norm;           /* what the batch norms of all tapes do */
+    fo__pace    pace;
 };
 
 typedef struct fo__rows_call {
@@ -6242,7 +6351,8 @@ static void fo__rows(fo_workspace *ws, int layer, fo__direction dir, fo__rows_fn
     call.layer = layer;
     call.dir   = dir;
     call.fn    = fn;
-    fo_parallel_for(ws->fo, ws->rows, 1 + 4096 / ws->flow->size, fo__rows_range, &call);
+    fo_parallel_for(ws->fo, ws->rows, fo__grain(4 * FO__NS_ELEMENT * (double)ws->flow->size),
+                    fo__rows_range, &call);
 }
 
 static void fo__pass(fo_workspace *ws, int layer, fo__direction dir) {
@@ -7921,7 +8031,10 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
             ws->noise[r]  = FO__STREAM_NOISE + ((uint64_t)(draw < 0 ? 0 : draw) << 40) +
                             (uint64_t)ws->sample[r];
         }
-        if (fo__encode(ws) != FO_OK)
+        fo__pace_begin(ws->fo, &ws->pace, fo_clock());
+        fo__encode(ws);
+        fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)ws->rows);
+        if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
         ws->norm.measured += ws->rows;
         if (z)
@@ -8316,6 +8429,14 @@ static fo_result fo__train_step(fo__trainer *tr) {
     return FO_OK;
 }
 
+static fo_result fo__train_timed_step(fo__trainer *tr) {
+    fo_result result;
+    fo__pace_begin(tr->ws->fo, &tr->ws->pace, fo_clock());
+    result = fo__train_step(tr);
+    fo__pace_end(tr->ws->fo, &tr->ws->pace, fo_clock(), 1);
+    return result;
+}
+
 static void fo__report(fo__trainer *tr, int last) {
     const fo_flow *flow = tr->flow;
     fo_progress    p;
@@ -8472,7 +8593,7 @@ fo_result fo_train(fo_flow *flow, const fo_data *data, const fo_train_desc *desc
         flow->train.desc = tr.desc;
         while (!tr.stopped && (tr.steps == 0 || flow->train.step < tr.steps) &&
                (tr.desc.seconds <= 0 || fo_clock() - tr.start < tr.desc.seconds) &&
-               fo__train_step(&tr) == FO_OK)
+               fo__train_timed_step(&tr) == FO_OK)
             fo__report(&tr, 0);
         if (fo->failed == FO_OK)
             fo__report(&tr, 1);
@@ -9054,12 +9175,7 @@ fo_context *fo_open(const fo_desc *desc) {
         first.desc = *desc;
     if (first.desc.realloc_fn == NULL)
         first.desc.realloc_fn = fo__default_realloc;
-#if FO__OPENMP
-    if (first.desc.threads <= 0)
-        first.desc.threads = omp_get_num_procs();
-#else
-    first.desc.threads = 1;
-#endif
+    first.desc.threads = first.team = fo__usable_threads(first.desc.threads);
     fo = (fo_context *)fo__alloc(&first, sizeof *fo);
     if (fo == NULL)
         return NULL;

@@ -571,7 +571,41 @@ static void test_adam(void) {
     free(p0), free(g);
 }
 
+/* The pace of repeated work, on a made-up clock: what a unit costs on each number of threads, and
+   what the whole run loses against the best of them. */
+static double pace_run(int threads, int units, const double *cost, double *now, fo__pace *pace) {
+    fo_context fo;
+    double     begin = *now;
+    memset(&fo, 0, sizeof fo);
+    fo.desc.threads = fo.team = threads;
+    for (; units > 0; units--) {
+        fo__pace_begin(&fo, pace, *now);
+        *now += cost[fo.team] * (units % 2 ? 1.02 : 0.98);
+        fo__pace_end(&fo, pace, *now, 1);
+    }
+    return *now - begin;
+}
+
+static void test_pace(void) {
+    const double quiet[5] = {0, 1e-3, 0.55e-3, 1, 0.3e-3}, busy[5] = {0, 1e-3, 0.1, 1, 0.3};
+    fo__pace     pace;
+    double       now = 100;
+    memset(&pace, 0, sizeof pace);
+    CHECK(pace_run(4, 2000, quiet, &now, &pace) < 1.03 * 2000 * quiet[4] + 0.01);
+    CHECK(pace.level == 0 || pace.on_trial);
+    /* another process takes the other cores: two bad units, trials, then one thread */
+    CHECK(pace_run(4, 20000, busy, &now, &pace) < 1.06 * 20000 * busy[1] + 1.5);
+    CHECK(pace.level == 2 || pace.on_trial);
+    /* and leaves again; the next trial up may come late, but it comes */
+    pace_run(4, 200000, quiet, &now, &pace);
+    CHECK(pace.level == 0 || pace.on_trial);
+    CHECK(pace_run(4, 2000, quiet, &now, &pace) < 1.03 * 2000 * quiet[4] + 0.01);
+    memset(&pace, 0, sizeof pace);
+    CHECK_NEAR(pace_run(1, 1000, quiet, &now, &pace), 1000 * quiet[1], 1e-3);
+}
+
 int main(void) {
+    test_pace();
     find_paths();
     test_context();
     test_errors();
