@@ -254,6 +254,8 @@ FO_API fo_data *fo_load(fo_context *fo, const char *path);
 /* Samples from memory, not copied: rows must stay in place as long as the fo_data. */
 FO_API fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t count,
                              fo_shape shape);
+/* `count` samples of data from `first` on, not copied: the rows are those of data. */
+FO_API fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count);
 FO_API void     fo_data_free(fo_data *data);
 FO_API fo_shape fo_data_shape(const fo_data *data); /* {0,0,0} for NULL */
 FO_API int64_t  fo_data_count(const fo_data *data); /* 0 for NULL       */
@@ -2960,6 +2962,20 @@ fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t c
         data->rows  = rows;
     }
     return data;
+}
+
+fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count) {
+    size_t bytes;
+    if (data == NULL)
+        return NULL;
+    if (first < 0 || count < 1 || first > data->count - count) {
+        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_part: %lld samples from %lld on, of %lld",
+                 (long long)count, (long long)first, (long long)data->count);
+        return NULL;
+    }
+    bytes = (size_t)fo_shape_count(data->shape) * fo_dtype_size(data->type);
+    return fo_data_view(data->fo, (const unsigned char *)data->rows + (size_t)first * bytes,
+                        data->type, count, data->shape);
 }
 
 void fo_data_free(fo_data *data) { fo__object_free(data); }

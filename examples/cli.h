@@ -363,27 +363,38 @@ static int cli_check_input(const cli_row *row, const char *path) {
     return CLI_OK;
 }
 
+/* Makes a file that was not there, PATH.N.part; its name is for the caller to free. */
+static FILE *cli_new_file(const char *path, char **name) {
+#ifdef _WIN32
+    static const char mode[] = "wb";
+#else
+    static const char mode[] = "wbx"; /* fails where the file exists */
+#endif
+    size_t size = strlen(path) + 16;
+    FILE  *file = NULL;
+    int    n;
+    *name = (char *)malloc(size);
+    for (n = 0; n < 100 && *name && file == NULL; n++) {
+        snprintf(*name, size, "%s.%d.part", path, n);
+        file = fopen(*name, "rb");
+        if (file) {
+            fclose(file);
+            file = NULL;
+        } else {
+            file = fopen(*name, mode);
+        }
+    }
+    return file;
+}
+
 /* Can a file be made beside this one? Nothing that is there is touched. */
 static int cli_check_output(const cli_row *row, const char *path) {
     struct stat s;
-    size_t      size = strlen(path) + 48;
-    char       *name = (char *)malloc(size);
-    FILE       *file = NULL;
-    int         n, free_name = 0;
-    if (name == NULL)
-        return cli_fail("out of memory");
-    if (stat(path, &s) == 0 && !S_ISREG(s.st_mode)) {
-        free(name);
+    char       *name;
+    FILE       *file;
+    if (stat(path, &s) == 0 && !S_ISREG(s.st_mode))
         return cli_fail("%s %s: it is a folder, a pipe or a device: name a file", row->name, path);
-    }
-    for (n = 0; n < 100 && !free_name; n++) {
-        snprintf(name, size, "%s.try-%d", path, n);
-        file = fopen(name, "rb");
-        free_name = file == NULL;
-        if (file)
-            fclose(file);
-    }
-    file = free_name ? fopen(name, "wb") : NULL;
+    file = cli_new_file(path, &name);
     if (file) {
         fclose(file);
         remove(name);
@@ -428,14 +439,8 @@ typedef struct cli_text_file {
 } cli_text_file;
 
 static FILE *cli_text_open(cli_text_file *t, const char *path) {
-    size_t size = strlen(path) + 6;
-    t->path     = path;
-    t->part     = (char *)malloc(size);
-    t->file     = NULL;
-    if (t->part) {
-        snprintf(t->part, size, "%s.part", path);
-        t->file = fopen(t->part, "wb");
-    }
+    t->path = path;
+    t->file = cli_new_file(path, &t->part);
     return t->file;
 }
 

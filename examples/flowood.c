@@ -41,8 +41,14 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(on_nan, "--on-nan", CHOICE, "train", "stop|skip", 1, 0, 0, "what a bad step does")           \
     X(negative, "--negative", INPUT, "train", "FILE", 1, 0, 0,                                     \
       "samples whose likelihood is lowered while training")                                        \
+    X(holdout, "--holdout", WHOLE, "train", "N", 1, 0, MANY,                                       \
+      "keep the last N samples of --data out of training, to measure by them: the model that is"   \
+      " saved is the best on them; default a tenth of the data, at most 5000; 0: none; --resume"   \
+      " needs the same")                                                                           \
+    X(patience, "--patience", WHOLE, "train", "N", 1, 0, 1e9,                                      \
+      "stop after N measurements without a better one; default 0: do not")                         \
     X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \
-      "save while training; default 5, fractions are fine; 0: at the end only")                    \
+      "save the best so far while training; default 5, fractions are fine; 0: at the end only")                    \
     X(log, "--log", OUTPUT, "train", "FILE.csv", 1, 0, 0,                                          \
       "a table of the run: step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc; --resume"       \
       " appends to it")                                                                            \
@@ -259,8 +265,11 @@ typedef struct run {
     fo_context    *fo;
     fo_flow       *flow;
     fo_data       *data, *negative, *in, *ood;
+    fo_data       *train, *held_out; /* the two parts of data; NULL: nothing is held out */
     FILE          *log;
-    int64_t        before;           /* steps when this run began                        */
+    int64_t        before, reached;  /* steps when this run began, and at most           */
+    int            shown, improved;  /* a line was shown; better than the last save      */
+    double         held_out_bpd;     /* the last measurement                             */
     int64_t        evaluated;        /* the step of the last line of metrics             */
     double         epoch;            /* and its whole epochs                             */
     double         saved, logged;    /* seconds of this run at the last save and log row */
@@ -287,18 +296,17 @@ static double show_evaluation(run *r) {
 }
 
 /* A row every five seconds, with every measurement, and at the end. NaN leaves a cell empty. */
-static void log_row(run *r, const fo_progress *p, double auroc) {
-    double  held_out = NAN, cell[7];
-    int64_t step = p->step;
-    int     i;
-    if (r->log == NULL || step == r->logged_step ||
-        (!p->last && isnan(auroc) && p->elapsed < r->logged + 5))
+static void log_row(run *r, const fo_progress *p, double held_out_bpd, double auroc) {
+    double cell[7];
+    int    i;
+    if (r->log == NULL || p->step <= r->logged_step ||
+        (!p->last && isnan(held_out_bpd) && isnan(auroc) && p->elapsed < r->logged + 5))
         return;
     r->logged      = p->elapsed;
-    r->logged_step = step;
+    r->logged_step = p->step;
     cell[0] = p->epoch, cell[1] = p->elapsed, cell[2] = p->bpd, cell[3] = p->grad_norm;
-    cell[4] = p->lr, cell[5] = held_out, cell[6] = auroc;
-    fprintf(r->log, "%lld", (long long)step);
+    cell[4] = p->lr, cell[5] = held_out_bpd, cell[6] = auroc;
+    fprintf(r->log, "%lld", (long long)p->step);
     for (i = 0; i < 7; i++)
         if (isnan(cell[i]))
             fputs(",", r->log);
@@ -308,35 +316,42 @@ static void log_row(run *r, const fo_progress *p, double auroc) {
     fflush(r->log);
 }
 
-/* Saves what training has reached. A full disk must not end a long run: it is only told. */
+/* Saves the best state so far (fo_save does that while training runs), where there is a new one.
+   A full disk must not end a long run: it is only told. */
 static void save_meanwhile(run *r, const fo_progress *p) {
     const options *o     = r->o;
     double         every = 60 * (o->save_every.given ? o->save_every.number : 5);
-    if (every <= 0 || p->last || p->elapsed - r->saved < every)
+    r->improved |= p->improved || isnan(p->held_out_bpd);
+    if (every <= 0 || p->last || p->elapsed - r->saved < every || !r->improved)
         return;
     if (fo_save(r->flow, o->out.text) != FO_OK) {
         fprintf(stderr, "\nflowood: %s (training goes on)\n", fo_error(r->fo));
         fo_clear_error(r->fo);
     }
-    r->saved = p->elapsed;
+    r->saved    = p->elapsed;
+    r->improved = 0;
 }
 
 static int on_progress(void *user, const fo_progress *progress) {
-    run        *r     = (run *)user;
-    fo_progress shown = *progress;
-    double      auroc = NAN;
-    int         measure = r->in && progress->step > r->evaluated &&
-                  (floor(progress->epoch + 1e-9) > r->epoch || progress->last);
-    if (progress->step == r->before)
+    run        *r        = (run *)user;
+    fo_progress shown    = *progress;
+    double      auroc    = NAN, held_out = NAN;
+    int         evaluate = r->in && progress->step > r->evaluated &&
+                   (floor(progress->epoch + 1e-9) > r->epoch || progress->last);
+    if (progress->step == r->before && !r->shown) /* nothing was done yet */
         return interrupted;
-    shown.last |= measure; /* a line of its own before the metrics */
+    if (progress->held_out_bpd != r->held_out_bpd)
+        held_out = r->held_out_bpd = progress->held_out_bpd;
+    r->reached = progress->step > r->reached ? progress->step : r->reached;
+    r->shown   = 1;
+    shown.last |= evaluate; /* a line of its own before the metrics */
     fo_progress_bar(NULL, &shown);
-    if (measure) {
+    if (evaluate) {
         r->epoch     = floor(progress->epoch + 1e-9);
         r->evaluated = progress->step;
         auroc        = show_evaluation(r);
     }
-    log_row(r, progress, auroc);
+    log_row(r, progress, held_out, auroc);
     save_meanwhile(r, progress);
     return interrupted;
 }
@@ -407,7 +422,7 @@ static int check_range(fo_context *fo, const fo_flow *flow, const fo_data *data,
     return good;
 }
 
-/* A written 0 means none, no option means the default. */
+/* A written 0 means none, no option means the default or, on a resumed model, as before. */
 static double none_or(const cli_option *option) {
     return option->given && option->number == 0 ? -1 : option->number;
 }
@@ -415,10 +430,10 @@ static double none_or(const cli_option *option) {
 static fo_train_desc train_desc(const options *o) {
     fo_train_desc desc;
     memset(&desc, 0, sizeof desc);
-    if (o->schedule.given && strcmp(o->schedule.text, "cosine") == 0)
-        desc.schedule = FO_COSINE;
-    if (o->on_nan.given && strcmp(o->on_nan.text, "skip") == 0)
-        desc.on_nan = FO_NAN_SKIP;
+    if (o->schedule.given)
+        desc.schedule = strcmp(o->schedule.text, "cosine") == 0 ? FO_COSINE : FO_CONSTANT;
+    if (o->on_nan.given)
+        desc.on_nan = strcmp(o->on_nan.text, "skip") == 0 ? FO_NAN_SKIP : FO_NAN_STOP;
     desc.seconds      = o->seconds.number;
     desc.epochs       = o->epochs.number;
     desc.steps        = (int64_t)o->steps.number;
@@ -427,7 +442,8 @@ static fo_train_desc train_desc(const options *o) {
     desc.ema          = none_or(&o->ema);
     desc.clip         = none_or(&o->clip);
     desc.weight_decay = none_or(&o->decay);
-    desc.memory_mb    = o->memory.number;
+    desc.memory_mb    = none_or(&o->memory);
+    desc.patience     = o->patience.given && o->patience.number == 0 ? -1 : (int)o->patience.number;
     desc.progress     = on_progress;
     return desc;
 }
@@ -442,6 +458,8 @@ static int check_train(const options *o) {
         return cli_usage("--resume goes on with the seed of the model: --seed contradicts it");
     if (o->eval_in.given != o->eval_ood.given)
         return cli_usage("--eval-in and --eval-ood belong together: give both or none");
+    if (o->patience.number > 0 && o->holdout.given && o->holdout.number == 0)
+        return cli_usage("--patience needs held-out samples: --holdout 0 contradicts it");
     if (o->schedule.given && strcmp(o->schedule.text, "cosine") == 0 && !o->steps.given &&
         !o->epochs.given)
         return cli_usage("--schedule cosine needs --steps or --epochs, to know where it ends");
@@ -457,6 +475,23 @@ static int check_train(const options *o) {
     if (cli_check_ending(&o->log, "--log", "the log of a run", ".csv") != CLI_OK)
         return CLI_USAGE;
     return cli_check_ending(&o->out, "--out", "a model", ".safetensors");
+}
+
+/* The end of the data is kept out of training: always the same samples of a file. */
+static void hold_out(run *r) {
+    const cli_option *asked = &r->o->holdout;
+    int64_t           n = fo_data_count(r->data), k = n / 10 < 5000 ? n / 10 : 5000;
+    if (asked->given)
+        k = asked->number < (double)n ? (int64_t)asked->number : n;
+    if (k == n && n > 0)
+        fo_fail(r->fo, FO_ERR_ARGUMENT, "--holdout %s: nothing of the %lld samples of %s is left "
+                "to train on", asked->text, (long long)n, r->o->data.text);
+    r->train    = r->data;
+    r->held_out = NULL;
+    if (k > 0 && k < n) {
+        r->train    = fo_data_part(r->data, 0, n - k);
+        r->held_out = fo_data_part(r->data, n - k, k);
+    }
 }
 
 /* Every file is opened and every shape compared before the first step. */
@@ -481,7 +516,9 @@ static void open_run(run *r, const options *o) {
     }
     if (!fo_failed(r->fo))
         check_range(r->fo, r->flow, r->data, o->data.text);
-    r->before = fo_flow_steps(r->flow);
+    hold_out(r);
+    r->before       = r->reached = fo_flow_steps(r->flow);
+    r->held_out_bpd = NAN;
 }
 
 static void open_log(run *r) {
@@ -501,7 +538,7 @@ static void open_log(run *r) {
 static void end_train(run *r) {
     const char *out     = r->o->out.text;
     int64_t     steps   = fo_flow_steps(r->flow);
-    int         nothing = steps == r->before;
+    int         nothing = r->reached == r->before;
     if (r->log) {
         int good = !ferror(r->log);
         good     = fclose(r->log) == 0 && good;
@@ -510,11 +547,15 @@ static void end_train(run *r) {
     }
     if (fo_flow_steps(r->flow) > 0 && !fo_failed(r->fo))
         fo_save(r->flow, out);
-    if (!fo_failed(r->fo))
-        printf("%s %lld steps to %s%s\n", interrupted ? "stopped after" : "trained",
-               (long long)(steps - r->before), out,
-               nothing ? ": nothing was left to do; raise --steps or --epochs, which are totals"
-                       : "");
+    if (fo_failed(r->fo))
+        return;
+    printf("%s %lld steps to %s", interrupted ? "stopped after" : "trained",
+           (long long)(r->reached - r->before), out);
+    if (nothing)
+        printf(": nothing was left to do; raise --steps or --epochs, which are totals");
+    else if (steps != r->reached)
+        printf(": kept is the best on held-out samples, after step %lld", (long long)steps);
+    putchar('\n');
 }
 
 static int train(void *options_read) {
@@ -528,10 +569,11 @@ static int train(void *options_read) {
     open_log(&r);
     desc          = train_desc(o);
     desc.negative = r.negative;
+    desc.held_out = r.held_out;
     desc.user     = &r;
     if (!fo_failed(r.fo)) {
         catch_signals();
-        fo_train(r.flow, r.data, &desc);
+        fo_train(r.flow, r.train, &desc);
     }
     end_train(&r);
     return close_context(r.fo, CLI_OK);

@@ -1089,6 +1089,28 @@ static void test_measure(void) {
     fo_close(fo);
 }
 
+/* Parts are views: values, bounds, messages. */
+static void test_parts(void) {
+    static const double   rows[6] = {1, 2, 3, 4, 5, 6};
+    static const fo_shape shape = {2, 1, 1};
+    fo_context           *fo    = fo_open(NULL);
+    fo_data              *data  = fo_data_view(fo, rows, FO_F64, 3, shape);
+    fo_data              *part  = fo_data_part(data, 1, 2);
+    fo_real               x[2]  = {0, 0};
+    CHECK(fo_data_count(part) == 2 && fo_data_dtype(part) == FO_F64 && fo_data_shape(part).c == 2);
+    CHECK(fo_data_get(part, 0, x) == FO_OK && x[0] == 3 && x[1] == 4);
+    CHECK(fo_data_get(part, 1, x) == FO_OK && x[0] == 5 && x[1] == 6);
+    fo_data_limit(part, 1);
+    CHECK(fo_data_count(part) == 1 && fo_data_count(data) == 3 && fo_failed(fo) == FO_OK);
+    CHECK(fo_data_part(NULL, 0, 1) == NULL && fo_failed(fo) == FO_OK);
+    CHECK(fo_data_part(data, 0, 3) != NULL);
+    CHECK(fo_data_part(data, -1, 1) == NULL && fo_data_part(data, 0, 0) == NULL);
+    CHECK(fo_data_part(data, 0, 4) == NULL && fo_data_part(data, 3, 1) == NULL);
+    CHECK(fo_data_part(data, INT64_MAX, INT64_MAX) == NULL);
+    CHECK(strstr(fo_error(fo), "1 samples from -1 on, of 3") != NULL);
+    fo_close(fo);
+}
+
 static void remove_files(void) {
     static const char *const name[] = {"bad", "u1", "f2", "f4", "f8", "good", "idx", "labels", "gz",
                                        "flip", "large", "bomb", "empty", "out", "png", "golden",
@@ -1121,6 +1143,7 @@ int main(int argc, char **argv) {
     test_two_writers();
     test_archive_memory();
     test_measure();
+    test_parts();
     remove_files();
     return test_end();
 }
