@@ -34,7 +34,7 @@ works resume "$tool" train --data $train --resume half.st --steps 6 --out resume
 cmp -s whole.st resumed.st && ok || bad "resumed training differs from uninterrupted training"
 works "one thread" "$tool" train --data $train --spec small --steps 6 --batch 32 --seed 3 --threads 1 --out one.st
 cmp -s whole.st one.st && ok || bad "the number of threads changes the result"
-works "small memory" "$tool" train --data $train --spec small --steps 6 --batch 32 --seed 3 --memory 1 --out small.st
+works "small memory" "$tool" train --data $train --spec small --steps 6 --batch 32 --threads 1 --seed 3 --memory 1 --out small.st
 works "scores" "$tool" score --model whole.st --data $in --out a.npy
 works "scores again" "$tool" score --model small.st --data $in --out b.npy
 cmp -s a.npy b.npy && ok || bad "the memory budget changes the result"
@@ -59,8 +59,8 @@ works "eval table" "$tool" eval --model whole.st --in $in --ood $ood
 works "sample" "$tool" sample --model whole.st --n 5 --temperature 0.7 --out s.png
 [ "$(head -c 4 s.png | tail -c 3)" = PNG ] && ok || bad "no PNG"
 works "sample npy" "$tool" sample --model whole.st --n 5 --out s.npy
-works check "$tool" check --model whole.st --data $in
-works "check without data" "$tool" check --model whole.st
+works check "$tool" check --model whole.st --data $in --threads 1
+works "check without data" "$tool" check --model whole.st --threads 1
 works "info, no option" "$tool" info whole.st
 works info "$tool" info --model whole.st
 grep -v '^#' log > spec.txt
@@ -72,14 +72,14 @@ for command in "" train eval score encode sample check info presets; do
         [ "$(awk 'length($0) > 79' log | wc -l)" = 0 ] && ok || bad "$command $word: too wide"
     done
 done
-works "evaluation while training" "$tool" train --data $train --spec small --steps 30 --batch 100 --eval-in $in --eval-ood $ood --log e.csv --out e.st
+works "evaluation while training" "$tool" train --data $train --spec small --threads 1 --steps 30 --batch 100 --eval-in $in --eval-ood $ood --log e.csv --out e.st
 [ "$(grep -c auroc log)" -ge 1 ] && ok || bad "a line of metrics expected"
 head -n 1 e.csv | grep -qx step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc && ok || bad "log: $(head -n 1 e.csv)"
 tail -n 1 e.csv | grep -qE '^30,([^,]+,){5}[^,]*,0\.[0-9]+$' && ok || bad "log: $(tail -n 1 e.csv)"
 works "the log goes on" "$tool" train --data $train --resume e.st --steps 32 --log e.csv --out e.st
 [ "$(grep -c step e.csv)" = 1 ] && [ "$(tail -n 1 e.csv | cut -d , -f 1)" = 32 ] && ok || bad "log after resuming: $(tail -n 2 e.csv)"
 works "cosine with evaluation" "$tool" train --data $train --spec small --steps 4 --schedule cosine --eval-in $in --eval-ood $ood --out e.st
-works "more than 10000 samples" "$tool" sample --model spec.st --n 10001 --out many.npy
+works "more than 10000 samples" "$tool" sample --model spec.st --n 10001 --threads 1 --out many.npy
 grep -aq "'shape': (10001, 1, 28, 28)" many.npy && ok || bad "10001 samples expected"
 rm -f many.npy
 
