@@ -456,11 +456,12 @@ typedef struct fo_net {
     int hidden;         /* 0: 512                                                */
     int depth;          /* 0: 1                                                  */
     int bottleneck;     /* 0: none                                               */
-    const char *act;    /* NULL: "leaky_relu" (0.01); "relu", "tanh", "softplus" */
+    const char *act;    /* NULL: "leaky_relu" (0.01), highway "relu"; "tanh", "softplus", "none" */
     int channels;       /* image nets; 0: 32                                     */
     int blocks;         /* resnet; 0: 2                                          */
     int neck;           /* resnet, autoencoder: all passes through so many numbers; 0: none */
     int no_skip;        /* resnet: without the 1x1 skips to its end              */
+    int no_norm;        /* resnet: without batch norm                            */
     double input_factor; /* set by the coupling: 2 behind a checkerboard's batch norm, else 1 */
 } fo_net;
 FO_API fo_net fo_net_mlp(int hidden, int depth, int bottleneck);
@@ -5796,8 +5797,10 @@ fo_tensor *fo_activation(fo_tensor *x, const char *act) {
         return fo_tanh(x);
     if (strcmp(act, "softplus") == 0)
         return fo_softplus(x);
+    if (strcmp(act, "none") == 0)
+        return x;
     fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "activation '%.40s' is not known: leaky_relu, relu, "
-             "tanh and softplus are", act);
+             "tanh, softplus and none are", act);
     return NULL;
 }
 
@@ -5916,20 +5919,29 @@ static fo_tensor *fo__net_neck(fo_tensor *x, int neck) {
     return x ? fo_reshape(x, 4, dim) : NULL;
 }
 
+/* The same in a ResNet; with norm=0 only the ReLU is left of it. */
+static fo_tensor *fo__resnet_norm(fo_tensor *x, const char *name, const fo_net *net) {
+    if (net->no_norm)
+        return x ? fo_relu(x) : NULL;
+    return fo__net_norm(x, name, 1, 1);
+}
+
 /* RealNVP's ResNet: pre-activation blocks with weight and batch norm, and 1x1 skips from the stem
    and every block to the end. With a neck all information passes through `neck` numbers, so there
    are no skips around it. */
 static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
     int        k = net->channels, j, skip = net->neck == 0 && !net->no_skip;
-    fo_tensor *h = fo__net_norm(x, "in_norm", net->input_factor, 0), *sum = NULL, *b;
+    fo_tensor *h = x, *sum = NULL, *b;
     (void)tape;
-    h = fo__wn_conv(fo_crelu(h), "in_conv", k, 3, 1);
+    if (!net->no_norm)
+        h = fo__net_norm(h, "in_norm", net->input_factor, 0);
+    h = fo__wn_conv(h ? fo_crelu(h) : NULL, "in_conv", k, 3, 1);
     if (skip)
         sum = fo__wn_conv(h, "skips.0", k, 1, 1);
     for (j = 0; j < net->blocks; j++) {
-        b = fo__net_norm(h, fo__named_at("blocks", j, ".norm1").text, 1, 1);
+        b = fo__resnet_norm(h, fo__named_at("blocks", j, ".norm1").text, net);
         b = fo__wn_conv(b, fo__named_at("blocks", j, ".conv1").text, k, 3, 0);
-        b = fo__net_norm(b, fo__named_at("blocks", j, ".norm2").text, 1, 1);
+        b = fo__resnet_norm(b, fo__named_at("blocks", j, ".norm2").text, net);
         b = fo__wn_conv(b, fo__named_at("blocks", j, ".conv2").text, k, 3, 1);
         h = fo_add(b, h);
         if (skip)
@@ -5937,20 +5949,22 @@ static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, con
         if (net->neck && j == FO__MAX(net->blocks / 2, 1) - 1)
             h = fo__net_neck(h, net->neck);
     }
-    h = fo__net_norm(skip ? sum : h, "out_norm", 1, 1);
+    h = fo__resnet_norm(skip ? sum : h, "out_norm", net);
     return fo__wn_conv(h, "out_conv", outputs, 1, 1);
 }
 
-/* Glow with highway layers: h = g relu(conv(h)) + (1-g) h, g = sigmoid(gate(h)). */
+/* Glow with highway layers: h = g relu(conv(h)) + (1-g) h, g = sigmoid(gate(h)); act=none, the
+   paper's own, has no ReLU there, nor behind the first convolution. */
 static fo_tensor *fo__highway_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
-    fo_tensor *h = fo_relu(fo_net_conv(x, "in_conv", net->channels, 3, 0)), *g, *r;
-    int        j, layers = net->depth > 1 ? net->depth : 3;
+    const char *act = net->act ? net->act : "relu";
+    fo_tensor  *h = fo_activation(fo_net_conv(x, "in_conv", net->channels, 3, 0), act), *g, *r;
+    int         j, layers = net->depth > 1 ? net->depth : 3;
     (void)tape;
     for (j = 0; j < layers; j++) {
         g = fo_sigmoid(fo_net_conv(h, fo__named_at("highway", j, ".gate").text, net->channels, 3,
                                        0));
-        r = fo_relu(fo_net_conv(h, fo__named_at("highway", j, ".conv").text, net->channels, 3,
-                                    0));
+        r = fo_activation(fo_net_conv(h, fo__named_at("highway", j, ".conv").text, net->channels,
+                                      3, 0), act);
         h = fo_gate(h, r, g);
     }
     return fo_net_conv(h, "out_conv", outputs, 1, 1);
@@ -7286,9 +7300,15 @@ static void fo__print_double(char *text, size_t size, double x, int digits) {
     X(bottleneck, "net", net.bottleneck, 0)                                                        \
     X(neck, "net", net.neck, 0)                                                                    \
     X(skip, "net", net.no_skip, 0)                                                                 \
+    X(norm, "net", net.no_norm, 0)                                                                 \
     X(lu, "lu", lu, 0)                                                                             \
     X(seed, "seed", seed, 0)                                                                       \
     X(reverse, "seed", reverse, 0)
+
+/* skip=0 and norm=0 take away what is there by default: the fields are no_skip and no_norm. */
+static int fo__is_negated(const char *setting) {
+    return strcmp(setting, "skip") == 0 || strcmp(setting, "norm") == 0;
+}
 
 /* The line of a layer: what it is, and the settings that differ from the usual. */
 static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
@@ -7315,7 +7335,7 @@ static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
 #define FO__WRITE(name, owner, field, usual)                                                       \
     if (strcmp(l->kind.keys, owner) == 0 && l->field != usual)                                     \
         at += (size_t)snprintf(text + at, size - at, " " #name "=%d",                              \
-                               strcmp(#name, "skip") ? l->field : !l->field);
+                               fo__is_negated(#name) ? !l->field : l->field);
     FO__SETTINGS(FO__WRITE)
 #undef FO__WRITE
     if (l->net.act)
@@ -7326,9 +7346,9 @@ static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
 
 static fo_result fo__net_resolve(fo_flow *flow, fo_net *net) {
     fo_net_kind kind;
+    const char *usual = net->kind && strcmp(net->kind, "highway") == 0 ? "relu" : "leaky_relu";
     net->kind   = fo__strdup(&flow->arena, net->kind ? net->kind : "mlp");
-    net->act    = net->act && strcmp(net->act, "leaky_relu") ? fo__strdup(&flow->arena, net->act)
-                                                             : NULL;
+    net->act    = net->act && strcmp(net->act, usual) ? fo__strdup(&flow->arena, net->act) : NULL;
     if (net->kind == NULL || fo__net_find(flow->fo, net->kind, &kind) != FO_OK)
         return flow->fo->failed;
     if (kind.image)
@@ -7514,12 +7534,14 @@ static fo_result fo__parse_word(fo__line *line, fo_flow *flow, char *word) {
     } else {
         return fo__line_fail(line, "unknown setting", word);
     }
-    if (strcmp(word, "skip") == 0 || strcmp(word, "lu") == 0 || strcmp(word, "reverse") == 0)
+    if (fo__is_negated(word) || strcmp(word, "lu") == 0 || strcmp(word, "reverse") == 0)
         ok = strcmp(value, "0") == 0 || strcmp(value, "1") == 0;
     if (strcmp(word, "skip") == 0) {
         line->skips |= ok && l->net.no_skip;
         l->net.no_skip = !l->net.no_skip;
     }
+    if (strcmp(word, "norm") == 0)
+        l->net.no_norm = !l->net.no_norm;
     line->seeded |= strcmp(word, "seed") == 0;
     value[-1] = '=';
     return ok ? FO_OK : fo__line_fail(line, "not a value that can be used:", word);
@@ -7671,18 +7693,21 @@ const char *fo_flow_text(fo_flow *flow) {
 /* n couplings under one mask, with MLPs of bottleneck l, or ResNets of k channels and b blocks. */
 #define FO__MLPS(n, mask, l)                                                                       \
     n "* coupling mask=" mask ":% net=mlp hidden=512 bottleneck=" l "\n"
-#define FO__RESNETS(n, mask, k, b)                                                                 \
-    n "* coupling mask=" mask ":% net=resnet channels=" k " blocks=" b "\n"
-/* A scale of RealNVP before the last, and the last. */
+#define FO__RESNET(mask, k, b) "coupling mask=" mask " net=resnet channels=" k " blocks=" b "\n"
+#define FO__RESNETS(n, mask, k, b) n "* " FO__RESNET(mask ":%", k, b)
+/* A scale of RealNVP before the last, and the last, in the order of the paper's code: couplings
+   change the even places of a checkerboard and the first half of the channels first. */
+#define FO__THREE(mask, k, b)                                                                      \
+    FO__RESNET(mask ":1", k, b) FO__RESNET(mask ":0", k, b) FO__RESNET(mask ":1", k, b)
 #define FO__SCALE(k, k2, b)                                                                        \
-    FO__RESNETS("3", "checkerboard", k, b) "squeeze\n" FO__RESNETS("3", "channel", k2, b) "split\n"
-#define FO__LAST(k, b) FO__RESNETS("4", "checkerboard", k, b)
+    FO__THREE("checkerboard", k, b) "squeeze\n" FO__THREE("channel", k2, b) "split\n"
+#define FO__LAST(k, b) FO__THREE("checkerboard", k, b) FO__RESNET("checkerboard:0", k, b)
 /* Two scales for grey images, behind --- three for colour, with as many blocks as `colour` says. */
 #define FO__REALNVP(k, k2, k4, b, colour)                                                          \
     FO__IMAGE FO__SCALE(k, k2, b) FO__LAST(k2, b)                                                  \
     "---\n" FO__IMAGE FO__SCALE(k, k2, colour) FO__SCALE(k2, k4, colour) FO__LAST(k4, colour)
 /* Glow: steps of actnorm, 1x1 convolution and coupling, as one line that repeats. */
-#define FO__STEPS(n, net) n "* actnorm; conv1x1; coupling mask=channel:0 net=" net "\n"
+#define FO__STEPS(n, net) n "* actnorm; conv1x1; coupling mask=channel:1 net=" net "\n"
 #define FO__GLOW(n, net)                                                                           \
     FO__IMAGE "squeeze\n" FO__STEPS(n, net) "split\nsqueeze\n" FO__STEPS(n, net)
 

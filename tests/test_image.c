@@ -585,6 +585,41 @@ static void test_torch_names(void) {
     fo_close(fo);
 }
 
+/* Checkpoints of the paper's own code, as examples/from_flows_ood.py converts them: each has the
+   log p that a twin of that code reports, but for the D log(256/255) that it takes off too much. */
+static void test_flows_ood(void) {
+    fo_context *fo = open_with(5, FO_SIMD_AUTO, 2);
+    fo_archive *a  = fo_archive_open(fo, "tests/golden/flows_ood.safetensors");
+    int         i, k, models = 0;
+    for (i = 0; i < fo_archive_count(a); i++) {
+        const fo_array *x = fo_archive_at(a, i), *lp;
+        char            name[60], path[100], *dot;
+        fo_flow        *flow;
+        fo_data        *data;
+        double          got[4] = {0, 0, 0, 0}, less;
+        snprintf(name, sizeof name, "%s", x->name);
+        dot = strchr(name, '.');
+        if (strcmp(dot, ".x") != 0)
+            continue;
+        *dot = 0;
+        lp   = find(a, name, ".log_prob");
+        snprintf(path, sizeof path, "tests/golden/flows_ood_%s.safetensors", name);
+        flow = fo_load_flow(fo, path);
+        data = fo_data_view(fo, x->values, x->type, x->dim[0], fo_flow_shape(flow));
+        CHECK(flow && lp && fo_log_prob(fo_workspace_create(fo, flow, 4), data, 0, 4,
+                                        FO_DRAW_MIDDLE, got) == FO_OK);
+        less = x->type == FO_U8 ? (double)(array_count(x) / 4) * log(256.0 / 255) : 0;
+        for (k = 0; k < 4 && flow && lp; k++)
+            CLOSE(name, "log_prob", fabs(got[k] / (value_at(lp, k) + less) - 1),
+                  IS_DOUBLE ? 1e-9 : 1e-6);
+        models++;
+    }
+    if (fo_failed(fo))
+        printf("%s\n", fo_error(fo));
+    CHECK(fo_failed(fo) == FO_OK && models == 9);
+    fo_close(fo);
+}
+
 /* ---- golden training ------------------------------------------------------------------------- */
 
 /* A flow with the weights and buffers that the runs begin with. */
@@ -1045,6 +1080,13 @@ static void test_text(void) {
         {"coupling mask=cycle:2 net=autoencoder channels=3 neck=5\n", NULL},
         {"additive mask=channel:1 net=highway channels=3\n", NULL},
         {"coupling mask=channel:1 net=highway channels=3 depth=2\n", NULL},
+        {"coupling mask=channel:1 net=highway channels=3 act=none\n", NULL},
+        {"coupling mask=channel:1 net=highway channels=3 act=leaky_relu\n", NULL},
+        {"coupling mask=channel:1 net=highway channels=3 act=relu\n",
+         "coupling mask=channel:1 net=highway channels=3\n"},
+        {"coupling mask=channel:1 net=resnet channels=3 blocks=1 norm=1\n",
+         "coupling mask=channel:1 net=resnet channels=3 blocks=1\n"},
+        {"coupling mask=cycle:1 net=resnet channels=3 blocks=1 skip=0 norm=0\n", NULL},
         {"coupling mask=channel:1 net=glow channels=9\n", NULL},
         {"coupling mask=map:16x16c net=glow channels=3\n", NULL},
         {"coupling mask=channel:0 net=resnet\n",
@@ -1503,6 +1545,7 @@ int main(void) {
     test_nets();
     test_golden();
     test_torch_names();
+    test_flows_ood();
     test_golden_training();
     test_golden_negative();
     test_negative();

@@ -20,7 +20,8 @@ from torch import nn
 
 ACTIVATIONS = {"leaky_relu": lambda h: nn.functional.leaky_relu(h, 0.01),
                "relu": torch.relu, "tanh": torch.tanh,
-              "softplus": lambda h: torch.logaddexp(h, torch.zeros(()))}
+               "softplus": lambda h: torch.logaddexp(h, torch.zeros(())),
+               "none": lambda h: h}
 
 
 # --- random numbers ---------------------------------------------------------------------------

@@ -97,11 +97,11 @@ def zero(layer):
 # --- st-networks: inputs (channels, height, width) -> outputs maps of the same size -------------
 
 class Block(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels, norm=Norm):
         super().__init__()
-        self.norm1 = Norm(channels)
+        self.norm1 = norm(channels)
         self.conv1 = WNConv(channels, channels, 3, bias=False)
-        self.norm2 = Norm(channels)
+        self.norm2 = norm(channels)
         self.conv2 = WNConv(channels, channels, 3)
 
     def forward(self, h):
@@ -112,22 +112,24 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Skips lead from the stem and from every block to the end; a neck sits in the middle."""
 
-    def __init__(self, shape, outputs, double=False, channels=64, blocks=6, neck=0, skip=None):
+    def __init__(self, shape, outputs, double=False, channels=64, blocks=6, neck=0, skip=None,
+                 norm=1):
         super().__init__()
         (inputs, height, width), channels = shape, int(channels)
         blocks, neck = int(blocks), int(neck)
         skip = not neck if skip is None else bool(int(skip))
         assert not (skip and neck), "the skips would go round the neck"
-        self.factor, self.half = 2 if double else 1, max(blocks // 2, 1) - 1
-        self.in_norm = Norm(inputs)
+        self.factor, self.half = 2 if double and int(norm) else 1, max(blocks // 2, 1) - 1
+        norm = Norm if int(norm) else nn.Identity
+        self.in_norm = norm(inputs)
         self.in_conv = WNConv(2 * inputs, channels, 3)
-        self.blocks = nn.ModuleList(Block(channels) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(channels, norm) for _ in range(blocks))
         if skip:
             self.skips = nn.ModuleList(WNConv(channels, channels, 1) for _ in range(blocks + 1))
         if neck:
             size = channels * height * width
             self.neck = nn.ModuleList([nn.Linear(size, neck), nn.Linear(neck, size)])
-        self.out_norm = Norm(channels)
+        self.out_norm = norm(channels)
         self.out_conv = WNConv(channels, outputs, 1)
 
     def forward(self, x):
@@ -175,26 +177,27 @@ class Autoencoder(nn.Module):
 class HighwayLayer(nn.Module):
     """A gate of its own decides, element by element, between the new and the old."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, act):
         super().__init__()
+        self.act = act
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.gate = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h):
         gate = torch.sigmoid(self.gate(h))
-        return gate * torch.relu(self.conv(h)) + (1 - gate) * h
+        return gate * self.act(self.conv(h)) + (1 - gate) * h
 
 
 class Highway(nn.Module):
-    def __init__(self, shape, outputs, double=False, channels=200, depth=3):
+    def __init__(self, shape, outputs, double=False, channels=200, depth=3, act="relu"):
         super().__init__()
-        channels = int(channels)
+        channels, self.act = int(channels), twin.ACTIVATIONS[act]
         self.in_conv = nn.Conv2d(shape[0], channels, 3, padding=1)
-        self.highway = nn.ModuleList(HighwayLayer(channels) for _ in range(int(depth)))
+        self.highway = nn.ModuleList(HighwayLayer(channels, self.act) for _ in range(int(depth)))
         self.out_conv = zero(nn.Conv2d(channels, outputs, 1))
 
     def forward(self, x):
-        h = torch.relu(self.in_conv(x))
+        h = self.act(self.in_conv(x))
         for layer in self.highway:
             h = layer(h)
         return self.out_conv(h)
@@ -518,13 +521,13 @@ def realnvp(channels, blocks, shape="1x28x28", scales=None, order="plain"):
                      for p in phases)
 
     for scale in range(scales - 1):
-        couple("checkerboard", (0, 1, 0), channels << scale)
+        couple("checkerboard", (1, 0, 1), channels << scale)
         lines.append("squeeze")
-        couple("channel", (0, 1, 0), channels << (scale + 1))
+        couple("channel", (1, 0, 1), channels << (scale + 1))
         if order == "alt":
             lines.extend(["unsqueeze", "squeeze order=alt"])
         lines.append("split")
-    couple("checkerboard", (0, 1, 0, 1), channels << (scales - 1))
+    couple("checkerboard", (1, 0, 1, 0), channels << (scales - 1))
     return HEAD.format(shape) + "\n".join(lines) + "\n"
 
 
@@ -534,7 +537,7 @@ def spatial(kind, phases, count, net, shape="1x28x28"):
 
 
 def glow(channels, steps, shape="1x28x28", scales=2, net="highway"):
-    step = f"actnorm\nconv1x1\ncoupling mask=channel:0 net={net} channels={channels}\n"
+    step = f"actnorm\nconv1x1\ncoupling mask=channel:1 net={net} channels={channels}\n"
     return HEAD.format(shape) + "split\n".join(["squeeze\n" + step * steps] * scales)
 
 
@@ -628,7 +631,8 @@ def check():
              f"coupling mask=channel:1 {resnet}", "unsqueeze order=alt",
              f"coupling mask=cycle:3 {resnet} neck=3"],
             ["coupling mask=horizontal:0 net=autoencoder channels=2 neck=3", "squeeze",
-             "coupling mask=channel:0 net=highway channels=3", "split",
+             f"coupling mask=checkerboard:1 {resnet} norm=0",
+             "coupling mask=channel:0 net=highway channels=3 act=none", "split",
              "additive mask=vertical:1 net=glow channels=3", "coupling mask=cycle:2 hidden=5"])):
         for shape in ("1x4x8", "3x8x4"):
             check_flow("\n".join([f"input {shape}", "logit alpha=0.05"] + lines), i + 1)
