@@ -50,8 +50,8 @@
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-train
               api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
-              metrics  tape  ops  convolution  normalization  op-table  nets  masks  layers  flow
-              text  presets  workspace  train  checkpoint  detect  check  context
+              metrics  decisions  tape  ops  convolution  normalization  op-table  nets  masks
+              layers  flow  text  presets  workspace  train  checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -716,6 +716,47 @@ FO_API const char *fo_score_name(int i); /* NULL from the last one on */
 FO_API fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                           const char *name, double *score);
 
+/* Decisions from p-values. A p-value here is conformal (Vovk et al. 2005): the rank of a sample's
+   statistic among n calibration samples, p = (1 + #{statistics at least as high})/(n + 1). If the
+   sample comes from where they come from, P(p <= a) <= a for every a: exact for any n and any
+   statistic. */
+
+/* The highest p-value that is an alarm. confidence 0: a sample of the training distribution is an
+   alarm with probability at most alpha, on average over calibrations; the limit is alpha. A
+   confidence c in (0,1): with probability c over the n calibration samples, the rate of false
+   alarms of this very calibration is at most alpha; that rate is Beta(k, n+1-k) for the limit
+   k/(n+1) (Vovk 2012). Where n is too small for alpha, the error says how many are needed. */
+FO_API fo_result fo_alarm_limit(fo_context *fo, int64_t n, double alpha, double confidence,
+                                double *limit);
+/* Many samples at once (Benjamini and Hochberg 1995): alarm[i] is 1 for the chosen ones, of which
+   the expected share of false ones is at most alpha. *alarms (or NULL): how many. */
+FO_API fo_result fo_benjamini_hochberg(fo_context *fo, const double *p, int64_t n, double alpha,
+                                       unsigned char *alarm, int64_t *alarms);
+
+/* A stream: has it left the training distribution? A conformal test martingale (Volkhonskiy et al.
+   2017) is the capital of a player who bets that statistics are high. While the stream comes from
+   where the calibration samples come from, the capital ever reaches 1/alpha with probability at
+   most alpha (Ville), however long one looks. Samples of one fixed calibration set make p-values
+   that depend on each other, so here every sample of the stream joins the calibration: ranks are
+   counted in bins. The struct holds no pointers: copy it, write it to a file, go on from it. */
+#define FO_MARTINGALE_BINS 256
+#define FO_MARTINGALE_BETS 8
+typedef struct fo_martingale {
+    uint64_t seed, seen;                  /* of the random ranks in a bin; samples of the stream */
+    double   edge[FO_MARTINGALE_BINS];    /* bin i holds statistics above edge[i]; they fall     */
+    double   count[FO_MARTINGALE_BINS];   /* calibration samples and those of the stream         */
+    double   stake[FO_MARTINGALE_BETS];   /* capital in play, by the strength of the bet         */
+    double   capital, highest;            /* now, and at its best                                */
+} fo_martingale;
+/* Edges from n samples, counts from m others, none of them trained on. */
+FO_API fo_result fo_martingale_start(fo_context *fo, fo_martingale *martingale,
+                                     const double *edge_statistics, int64_t n,
+                                     const double *calibration_statistics, int64_t m,
+                                     uint64_t seed);
+/* The next statistic of the stream, a number; returns the highest capital so far: the alarm is at
+   1/alpha. */
+FO_API double fo_martingale_add(fo_martingale *martingale, double statistic);
+
 /* ================================================================================================
    >>api-check     is this flow what it claims to be?
    ============================================================================================= */
@@ -1141,6 +1182,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_MASK ((uint64_t)5 << 60)    /* + partition            */
 #define FO__STREAM_CHECK ((uint64_t)6 << 60)
 #define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
+#define FO__STREAM_MARTINGALE ((uint64_t)8 << 60)
 
 void fo_random_bits(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
     uint32_t c0 = (uint32_t)index, c1 = (uint32_t)(index >> 32);
@@ -1246,8 +1288,8 @@ static int64_t fo__grain(double nanoseconds_per_item) {
 /* The pace of work that repeats (steps of training, batches of scoring): which number of threads is
    the fastest now? Work starts on one thread; the pace tries twice as many or half as many for two
    units, moves where that is faster, and waits a hundred times as long as the trial took before the
-   next, so that trials cost about 1 %. Two units in a row that take more than twice as long as those
-   before call for a trial at once: the machine has become busy. */
+   next, so that trials cost about 1 %. Two units in a row that take more than twice as long as
+   those before call for a trial at once: the machine has become busy. */
 typedef struct fo__pace {
     int    level, trial;     /* threads >> level; the level on trial */
     int    units, up;        /* of the trial, or of the start; the direction of the last trial */
@@ -3744,6 +3786,179 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
     return i == n ? FO_OK : fo__fail(fo, FO_ERR_NUMERIC, "fo_measure: score %lld of the %s samples "
                                      "is not a number", (long long)(i < n_in ? i : i - n_in),
                                      i < n_in ? "in-distribution" : "OOD");
+}
+
+/* ================================================================================================
+   >>decisions     from p-values to alarms: one sample, many, a stream
+
+   Invariants nothing here knows of flows: numbers in, numbers out
+   Callers    users, and >>detect
+   Papers     Vovk, Gammerman, Shafer 2005 (conformal prediction), Vovk 2012 (conditional validity),
+              Benjamini and Hochberg 1995, Volkhonskiy et al. 2017 (conformal martingales)
+   ============================================================================================= */
+
+/* log n!, by Stirling's series from 16 on: good to 1e-13. */
+static double fo__log_factorial(int64_t n) {
+    double  x = (double)n, sum = 0;
+    int64_t i;
+    if (n >= 16)
+        return (x + 0.5) * log(x) - x + 0.9189385332046727 + 1 / (12 * x) - 1 / (360 * x * x * x) +
+               1 / (1260 * x * x * x * x * x);
+    for (i = 2; i <= n; i++)
+        sum += log((double)i);
+    return sum;
+}
+
+/* P(X >= k) of X ~ Binomial(n, a): terms from k on, until they no longer count. */
+static double fo__binomial_tail(int64_t n, int64_t k, double a) {
+    double  term, sum = 0;
+    int64_t i;
+    if (k <= 0)
+        return 1;
+    if ((double)k < (double)n * a) /* the short side of the sum */
+        return 1 - fo__binomial_tail(n, n - k + 1, 1 - a);
+    term = exp(fo__log_factorial(n) - fo__log_factorial(k) - fo__log_factorial(n - k) +
+               (double)k * log(a) + (double)(n - k) * log1p(-a));
+    for (i = k; i <= n && term > 1e-18 * sum; i++) {
+        sum += term;
+        term *= (double)(n - i) / (double)(i + 1) * a / (1 - a);
+    }
+    return FO__MIN(sum, 1);
+}
+
+/* The false-alarm rate of the limit k/(n+1) is Beta(k, n+1-k), which lies below alpha exactly if at
+   least k of n uniform numbers do. */
+fo_result fo_alarm_limit(fo_context *fo, int64_t n, double alpha, double confidence,
+                         double *limit) {
+    const double c = confidence;
+    int64_t      low = 0, high = n + 1, k;
+    double       needed;
+    if (!(alpha > 0 && alpha < 1) || !(c >= 0 && c < 1) || limit == NULL || n < 1)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "alpha=%g confidence=%g with %lld calibration "
+                        "samples: alpha lies between 0 and 1, confidence in [0,1), and at least 1 "
+                        "sample is needed", alpha, c, (long long)n);
+    needed = c > 0 ? ceil(log1p(-c) / log1p(-alpha)) : ceil(1 / alpha - 1 - 1e-9);
+    if ((double)n < needed)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "alpha=%g%s needs %.0f calibration samples, there are "
+                        "%lld: calibrate with more, or raise alpha", alpha,
+                        c > 0 ? " with this confidence" : "", needed, (long long)n);
+    *limit = alpha;
+    if (c == 0)
+        return FO_OK;
+    while (high - low > 1) { /* the largest k with P(Beta(k, n+1-k) <= alpha) >= c */
+        k = low + (high - low) / 2;
+        if (fo__binomial_tail(n, k, alpha) >= c)
+            low = k;
+        else
+            high = k;
+    }
+    *limit = (double)low / (double)(n + 1);
+    return FO_OK;
+}
+
+fo_result fo_benjamini_hochberg(fo_context *fo, const double *p, int64_t n, double alpha,
+                                unsigned char *alarm, int64_t *alarms) {
+    fo__score *sorted;
+    double     limit = -1;
+    int64_t    i, found = 0;
+    if (fo == NULL || p == NULL || alarm == NULL || n < 1 || !(alpha > 0 && alpha < 1))
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_benjamini_hochberg: %lld p-values, alpha=%g: at "
+                        "least one, and an alpha between 0 and 1 are needed", (long long)n, alpha);
+    for (i = 0; i < n; i++)
+        if (!(p[i] >= 0 && p[i] <= 1))
+            return fo__fail(fo, FO_ERR_NUMERIC, "p-value %lld is %g: it must lie in [0,1]",
+                            (long long)i, p[i]);
+    sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    if (sorted == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < n; i++)
+        sorted[i].score = p[i];
+    fo__sort(sorted, n);
+    for (i = 0; i < n; i++)
+        if (sorted[i].score <= alpha * (double)(i + 1) / (double)n)
+            limit = sorted[i].score;
+    fo__free(fo, sorted);
+    for (i = 0; i < n; i++)
+        found += alarm[i] = p[i] <= limit;
+    if (alarms)
+        *alarms = found;
+    return FO_OK;
+}
+
+static int fo__martingale_bin(const fo_martingale *m, double statistic) {
+    int low = 0, high = FO_MARTINGALE_BINS - 1; /* the first edge below it; the last is -infinity */
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (statistic > m->edge[middle])
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+fo_result fo_martingale_start(fo_context *fo, fo_martingale *m, const double *edge_statistics,
+                              int64_t n, const double *calibration_statistics, int64_t calibration,
+                              uint64_t seed) {
+    fo__score *sorted;
+    int64_t    i;
+    if (fo == NULL || m == NULL || !edge_statistics || !calibration_statistics || n < 1 ||
+        calibration < 1)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_martingale_start: statistics of at least one "
+                        "sample for the edges and of one other are needed");
+    for (i = 0; i < n + calibration; i++) {
+        double x = i < n ? edge_statistics[i] : calibration_statistics[i - n];
+        if (x != x)
+            return fo__fail(fo, FO_ERR_NUMERIC, "fo_martingale_start: statistic %lld is not a "
+                            "number", (long long)i);
+    }
+    sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    if (sorted == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < n; i++)
+        sorted[i].score = edge_statistics[i];
+    fo__sort(sorted, n);
+    memset(m, 0, sizeof *m);
+    m->seed    = seed;
+    m->capital = m->highest = 1;
+    for (i = 0; i < FO_MARTINGALE_BINS; i++)
+        m->edge[i] = sorted[n - 1 - (i + 1) * n / (FO_MARTINGALE_BINS + 1)].score;
+    m->edge[FO_MARTINGALE_BINS - 1] = -HUGE_VAL;
+    for (i = 0; i < calibration; i++)
+        m->count[fo__martingale_bin(m, calibration_statistics[i])] += 1;
+    fo__free(fo, sorted);
+    return FO_OK;
+}
+
+/* p, the rank of the new sample among all so far, at random among its equals, is uniform and
+   independent of the ranks before it. Bet e in (0,1) multiplies its stake by e p^(e-1), whose mean
+   is 1. Nobody knows when a change comes: the capital starts as a reserve, of which sample t puts
+   1/(t (t+1)) into play, shared by all bets; so a change after t samples is found 2 log t nats
+   later than one at the start, and no more. */
+double fo_martingale_add(fo_martingale *m, double statistic) {
+    double  above = 0, all = 0, p, t;
+    fo_real u;
+    int     bin, i;
+    if (m == NULL || statistic != statistic)
+        return m ? m->highest : 0;
+    bin = fo__martingale_bin(m, statistic);
+    m->count[bin] += 1;
+    for (i = 0; i < FO_MARTINGALE_BINS; i++) {
+        above += i < bin ? m->count[i] : 0;
+        all += m->count[i];
+    }
+    fo_random_uniform(m->seed, FO__STREAM_MARTINGALE, m->seen, 1, &u);
+    p          = (above + (double)u * m->count[bin]) / all;
+    t          = (double)++m->seen;
+    m->capital = 1 / (t + 1); /* what is still in reserve */
+    for (i = 0; i < FO_MARTINGALE_BETS; i++) {
+        const double e = (i + 1.0) / (FO_MARTINGALE_BETS + 1.0);
+        m->stake[i] += 1 / (t * (t + 1)) / FO_MARTINGALE_BETS;
+        m->stake[i] = FO__MIN(m->stake[i] * e * pow(p, e - 1), 1e300);
+        m->capital += m->stake[i];
+    }
+    m->highest = FO__MAX(m->highest, m->capital);
+    return m->highest;
 }
 
 /* ================================================================================================

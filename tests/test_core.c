@@ -604,8 +604,130 @@ static void test_pace(void) {
     CHECK_NEAR(pace_run(1, 1000, quiet, &now, &pace), 1000 * quiet[1], 1e-3);
 }
 
+/* Limits against the sum that defines them, by brute force. */
+static double tail_by_sum(int n, int k, double a) {
+    double sum = 0;
+    int    i, j;
+    for (i = k; i <= n; i++) {
+        double term = 0; /* log of (n over i) a^i (1-a)^(n-i) */
+        for (j = 1; j <= i; j++)
+            term += log((double)(n - i + j) / j);
+        sum += exp(term + i * log(a) + (n - i) * log(1 - a));
+    }
+    return sum;
+}
+
+static void test_limits(void) {
+    fo_context  *fo = open_with(0, FO_SIMD_AUTO, 1);
+    const double alphas[3] = {0.01, 0.05, 0.3}, levels[3] = {0.5, 0.9, 0.99};
+    double       limit;
+    int          a, c, n, k;
+    for (n = 20; n <= 620; n += 200)
+        for (a = 0; a < 3; a++)
+            for (c = 0; c < 3; c++) {
+                for (k = 0; tail_by_sum(n, k + 1, alphas[a]) >= levels[c];)
+                    k++;
+                CHECK((fo_alarm_limit(fo, n, alphas[a], levels[c], &limit) == FO_OK) == (k > 0));
+                if (k > 0)
+                    CHECK_NEAR(limit, (double)k / (n + 1), 1e-12);
+                fo_clear_error(fo);
+            }
+    CHECK(fo_alarm_limit(fo, 99, 0.01, 0, &limit) == FO_OK && limit == 0.01);
+    CHECK(fo_alarm_limit(fo, 98, 0.01, 0, &limit) == FO_ERR_ARGUMENT);
+    CHECK(strstr(fo_error(fo), "needs 99") != NULL);
+    fo_clear_error(fo);
+    CHECK(fo_alarm_limit(fo, 229, 0.01, 0.9, &limit) == FO_ERR_ARGUMENT);
+    CHECK(strstr(fo_error(fo), "needs 230") != NULL);
+    fo_clear_error(fo);
+    CHECK(fo_alarm_limit(fo, 1000000, 0.05, 0.9, &limit) == FO_OK && limit > 0.049 && limit < 0.05);
+    CHECK(fo_alarm_limit(fo, 100, 0, 0, &limit) == FO_ERR_ARGUMENT);
+    fo_clear_error(fo);
+    CHECK(fo_alarm_limit(fo, 100, 0.5, 1, &limit) == FO_ERR_ARGUMENT);
+    fo_clear_error(fo);
+    CHECK(fo_alarm_limit(NULL, 100, 0.5, 1, &limit) == FO_ERR_ARGUMENT);
+    fo_close(fo);
+}
+
+/* Benjamini and Hochberg: the example of their paper, and the definition on random numbers. */
+static void test_many(void) {
+    fo_context   *fo = open_with(0, FO_SIMD_AUTO, 1);
+    const double  paper[15] = {0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344,
+                               0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0};
+    double        p[40];
+    unsigned char alarm[40];
+    int64_t       n;
+    int           run, i, j, k, rank, best;
+    CHECK(fo_benjamini_hochberg(fo, paper, 15, 0.05, alarm, &n) == FO_OK && n == 4);
+    CHECK(alarm[3] == 1 && alarm[4] == 0);
+    for (run = 0; run < 20; run++) {
+        fo_real u;
+        for (i = 0; i < 40; i++) {
+            fo_random_uniform(5, (uint64_t)run, (uint64_t)i, 1, &u);
+            p[i] = i < 20 ? (double)u : (double)u * (double)u * (double)u;
+        }
+        CHECK(fo_benjamini_hochberg(fo, p, 40, 0.1, alarm, &n) == FO_OK);
+        for (best = -1, i = 0; i < 40; i++) { /* the largest p(k) <= alpha k / n */
+            for (rank = 0, j = 0; j < 40; j++)
+                rank += p[j] <= p[i];
+            if (p[i] <= 0.1 * rank / 40 && (best < 0 || p[i] > p[best]))
+                best = i;
+        }
+        for (k = 0, i = 0; i < 40; i++) {
+            CHECK(alarm[i] == (best >= 0 && p[i] <= p[best]));
+            k += alarm[i];
+        }
+        CHECK(k == n);
+    }
+    p[3] = -1;
+    CHECK(fo_benjamini_hochberg(fo, p, 40, 0.1, alarm, &n) == FO_ERR_NUMERIC);
+    fo_close(fo);
+}
+
+/* The martingale on normal numbers: how often it is wrong, how soon it sees a change, whether a
+   copy goes on to the same bits. */
+static void test_martingale(void) {
+    fo_context   *fo = open_with(0, FO_SIMD_AUTO, 1);
+    enum { N = 500, STREAM = 2000, RUNS = 60 };
+    double       *x = (double *)malloc((2 * N + STREAM) * sizeof *x);
+    fo_real      *z = (fo_real *)malloc((2 * N + STREAM) * sizeof *z);
+    int           run, i, wrong = 0, late = 0;
+    for (run = 0; run < RUNS; run++) {
+        fo_martingale m, copy;
+        fo_random_normal((uint64_t)run, 1, 0, 2 * N + STREAM, z);
+        for (i = 0; i < 2 * N + STREAM; i++)
+            x[i] = floor(20 * (double)z[i]); /* with many equal ones */
+        CHECK(fo_martingale_start(fo, &m, x, N, x + N, N, (uint64_t)run) == FO_OK);
+        for (i = 0; i < STREAM; i++)
+            fo_martingale_add(&m, x[2 * N + i]);
+        wrong += m.highest >= 20;
+        copy = m;
+        for (i = 0; i < 50; i++)
+            fo_martingale_add(&m, x[i] + 50);
+        late += m.highest < 20;
+        for (i = 0; i < 50; i++)
+            fo_martingale_add(&copy, x[i] + 50);
+        CHECK(memcmp(&copy, &m, sizeof m) == 0);
+        CHECK(m.seen == STREAM + 50);
+    }
+    CHECK(wrong <= 6); /* 3 expected at most */
+    CHECK(late <= 3);
+    x[0] = NAN;
+    {
+        fo_martingale m;
+        CHECK(fo_martingale_start(fo, &m, x, N, x + N, N, 0) == FO_ERR_NUMERIC);
+        fo_clear_error(fo);
+        CHECK(fo_martingale_start(fo, &m, x + 1, 0, x + N, N, 0) == FO_ERR_ARGUMENT);
+    }
+    free(x);
+    free(z);
+    fo_close(fo);
+}
+
 int main(void) {
     test_pace();
+    test_limits();
+    test_many();
+    test_martingale();
     find_paths();
     test_context();
     test_errors();
