@@ -302,8 +302,12 @@ FO_API fo_result fo_archive_save(fo_context *fo, const char *path, const fo_arra
                which still finds 95 % of the OOD samples
      fpr95_in  the other way round, as many papers have it: share of OOD samples that score at or
                below the lowest threshold which still keeps 95 % of the in-distribution samples
+   auroc_low, auroc_high   the 95 % confidence interval of auroc by its variance over both sets of
+               samples (DeLong et al. 1988), normal, cut at 0 and 1
    Scores must be numbers (infinities order as usual, NaN is an error); n_in, n_ood > 0. */
-typedef struct fo_metrics { double auroc, aupr_in, aupr_out, fpr95, fpr95_in; } fo_metrics;
+typedef struct fo_metrics {
+    double auroc, aupr_in, aupr_out, fpr95, fpr95_in, auroc_low, auroc_high;
+} fo_metrics;
 FO_API fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const double *ood,
                             int64_t n_ood, fo_metrics *out);
 
@@ -3760,10 +3764,32 @@ static void fo__curve(const fo__score *at, int step, int64_t n, int64_t positive
     *area /= p * q;
 }
 
+/* The standard error of auroc over n sorted scores, DeLong et al. 1988: auroc is the mean over OOD
+   samples of the share of others below each, and the mean over the others of the share of OOD
+   samples above each; the variances of the two means add up. */
+static double fo__auroc_error(const fo__score *at, int64_t n, int64_t n_ood, double auroc) {
+    const double p = (double)n_ood, q = (double)(n - n_ood);
+    double       var_ood = 0, var_in = 0, ood = 0, in = 0; /* samples below the present ones */
+    int64_t      i, end;
+    for (i = 0; i < n; i = end) {
+        double same_ood = 0, same_in, below, above;
+        for (end = i; end < n && at[end].score == at[i].score; end++)
+            same_ood += (double)at[end].ood;
+        same_in = (double)(end - i) - same_ood;
+        below   = (in + same_in / 2) / q - auroc;
+        above   = (p - ood - same_ood / 2) / p - auroc;
+        var_ood += same_ood * below * below;
+        var_in += same_in * above * above;
+        ood += same_ood;
+        in += same_in;
+    }
+    return sqrt(var_ood / FO__MAX(p - 1, 1) / p + var_in / FO__MAX(q - 1, 1) / q);
+}
+
 fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const double *ood,
                      int64_t n_ood, fo_metrics *out) {
     int64_t   n = n_in + n_ood, i;
-    double    unused;
+    double    unused, error;
     fo__score *all;
     if (fo == NULL || !in || !ood || !out || n_in < 1 || n_ood < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_measure: %lld scores in and %lld out of "
@@ -3781,6 +3807,9 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
         fo__sort(all, n);
         fo__curve(all, 1, n, 0, n_in, &out->aupr_in, &unused, &out->fpr95_in);
         fo__curve(all + n - 1, -1, n, 1, n_ood, &out->aupr_out, &out->auroc, &out->fpr95);
+        error           = 1.959963984540054 * fo__auroc_error(all, n, n_ood, out->auroc);
+        out->auroc_low  = FO__MAX(out->auroc - error, 0);
+        out->auroc_high = FO__MIN(out->auroc + error, 1);
     }
     fo__free(fo, all);
     return i == n ? FO_OK : fo__fail(fo, FO_ERR_NUMERIC, "fo_measure: score %lld of the %s samples "

@@ -604,6 +604,38 @@ static void test_pace(void) {
     CHECK_NEAR(pace_run(1, 1000, quiet, &now, &pace), 1000 * quiet[1], 1e-3);
 }
 
+/* DeLong's interval against its definition, a sum over all pairs. */
+static void test_delong(void) {
+    enum { IN = 37, OOD = 23 };
+    fo_context *fo = open_with(0, FO_SIMD_AUTO, 1);
+    fo_metrics  m;
+    fo_real     z[IN + OOD];
+    double      in[IN], ood[OOD], v_in[IN] = {0}, v_ood[OOD] = {0}, area = 0, a = 0, b = 0;
+    int         i, j;
+    fo_random_normal(3, 3, 0, IN + OOD, z);
+    for (i = 0; i < IN; i++)
+        in[i] = floor(3 * (double)z[i]); /* with equal ones */
+    for (j = 0; j < OOD; j++)
+        ood[j] = floor(3 * (double)z[IN + j] + 2);
+    for (i = 0; i < IN; i++)
+        for (j = 0; j < OOD; j++) {
+            double wins = ood[j] > in[i] ? 1 : ood[j] == in[i] ? 0.5 : 0;
+            v_in[i] += wins / OOD;
+            v_ood[j] += wins / IN;
+            area += wins / (IN * OOD);
+        }
+    for (i = 0; i < IN; i++)
+        a += (v_in[i] - area) * (v_in[i] - area) / (IN - 1) / IN;
+    for (j = 0; j < OOD; j++)
+        b += (v_ood[j] - area) * (v_ood[j] - area) / (OOD - 1) / OOD;
+    CHECK(fo_measure(fo, in, IN, ood, OOD, &m) == FO_OK);
+    CHECK_NEAR(m.auroc, area, 1e-12);
+    CHECK_NEAR(m.auroc_low, area - 1.959963984540054 * sqrt(a + b), 1e-12);
+    CHECK_NEAR(m.auroc_high, area + 1.959963984540054 * sqrt(a + b), 1e-12);
+    CHECK(fo_measure(fo, in, 1, ood, 1, &m) == FO_OK && m.auroc_low >= 0 && m.auroc_high <= 1);
+    fo_close(fo);
+}
+
 /* Limits against the sum that defines them, by brute force. */
 static double tail_by_sum(int n, int k, double a) {
     double sum = 0;
@@ -725,6 +757,7 @@ static void test_martingale(void) {
 
 int main(void) {
     test_pace();
+    test_delong();
     test_limits();
     test_many();
     test_martingale();
