@@ -125,35 +125,36 @@ def glow_convnet(net):
 def highway(net):
     """The first convolution and the 1x1 at the end; between them pairs, of which one is named gate.
     Theirs has no ReLU."""
-    out, pairs = {}, {"gate": [], "conv": []}
-    for name, tensor in net.items():
-        path, part = re.sub(r"\.conv\.(weight|bias)$", r".\1", name).rsplit(".", 1)
-        kernel = net.get(re.sub(r"bias$", "weight", name))
-        if kernel is None or kernel.dim() != 4:
-            unknown([name])
-        if kernel.shape[2] == 1:
-            place = "out_conv"
-        elif out.setdefault("first", path) == path:
+    convolutions = [name[:-len("weight")] for name in net if name.endswith("weight")]
+    if set(net) != {path + part for path in convolutions for part in ("weight", "bias")}:
+        unknown("st_net." + name for name in net)
+    out, layers = {}, {"gate": 0, "conv": 0}
+    for path in convolutions:
+        role = "gate" if "gate" in path else "conv"
+        if path == convolutions[0]:
             place = "in_conv"
+        elif net[path + "weight"].shape[-1] == 1:
+            place = "out_conv"
         else:
-            role = "gate" if "gate" in path else "conv"
-            if path not in pairs[role]:
-                pairs[role].append(path)
-            place = f"highway.{pairs[role].index(path)}.{role}"
-        out[f"{place}.{part}"] = tensor
-    del out["first"]
-    return out, (f"net=highway channels={len(out['in_conv.weight'])} depth={len(pairs['gate'])} "
+            place, layers[role] = f"highway.{layers[role]}.{role}", layers[role] + 1
+        out.update({f"{place}.{part}": net[path + part] for part in ("weight", "bias")})
+    return out, (f"net=highway channels={len(out['in_conv.weight'])} depth={layers['gate']} "
                  "act=none")
+
+
+def halves(size, phase):
+    """The numbers of a vector that a coupling looks at, and those that it changes."""
+    first = list(range(size // 2)), list(range(size // 2, size))
+    return first[::-1] if phase % 2 else first
 
 
 def tabular(net, phase):
     """Theirs sees the whole vector, zero where it must not look, and answers for all of it: here
-    the columns and rows without meaning are gone. phase 0 conditions on the first half."""
+    the columns and rows without meaning are gone."""
     names = sorted((name for name in net if name.endswith("weight")),
                    key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
     size = net[names[0]].shape[1]
-    first = list(range(size // 2)), list(range(size // 2, size))
-    condition, change = first[::-1] if phase % 2 else first
+    condition, change = halves(size, phase)
     out = {}
     for i, name in enumerate(names):
         weight, bias = net[name], net[re.sub("weight$", "bias", name)]
@@ -167,7 +168,7 @@ def tabular(net, phase):
     if len(names) < 2 or len(hidden) != 1:
         raise Refused(f"an st-network of {len(names)} linear layers, hidden {sorted(hidden)}: one "
                       "hidden layer at least, and all of one width, are needed")
-    return out, f"net=mlp hidden={hidden.pop()} depth={len(names) - 1} act=relu", change
+    return out, f"net=mlp hidden={hidden.pop()} depth={len(names) - 1} act=relu"
 
 
 def image_net(net):
@@ -182,11 +183,16 @@ def image_net(net):
 
 # --- layers ---------------------------------------------------------------------------------------
 
+def is_coupling(layer):
+    return any(name.startswith("st_net.") for name in layer)
+
+
 def coupling(layer, mask, phase):
     net = {name[7:]: tensor for name, tensor in layer.items() if name.startswith("st_net.")}
     gain, sign = layer["rescale.weight_g"], layer["rescale.weight_v"]
     if mask == "halves":
-        out, text, change = tabular(net, phase)
+        out, text = tabular(net, phase)
+        change = halves(gain.numel(), phase)[1]
         scale = {"scale": (gain.flatten() * sign.flatten().sign())[change]}
     else:
         out, text = image_net(net)
@@ -198,7 +204,7 @@ def coupling(layer, mask, phase):
 
 def convert_layer(layer, mask, phase):
     """(line of the flow's text, weights under our names)"""
-    if any(name.startswith("st_net.") for name in layer):
+    if is_coupling(layer):
         return coupling(layer, mask, phase)
     if set(layer) == {"bias", "logs"}:
         return "actnorm", {"bias": layer["bias"].flatten(), "log_scale": layer["logs"].flatten(),
@@ -206,10 +212,6 @@ def convert_layer(layer, mask, phase):
     if set(layer) == {"weight"} and layer["weight"].dim() == 2:
         return "conv1x1", {"weight": layer["weight"]}
     unknown(layer)
-
-
-def is_coupling(layer):
-    return any(name.startswith("st_net.") for name in layer)
 
 
 def usual_masks(model, count):
@@ -278,7 +280,7 @@ def write_safetensors(path, text, arrays):
             file.write(value)
 
 
-def main():
+def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("state", metavar="STATE")
     parser.add_argument("out", metavar="OUT")
@@ -288,7 +290,7 @@ def main():
     parser.add_argument("--masks", metavar="N,N,...", help="reverse_mask (cycle: the quadrant it "
                         "sees) of each coupling, where it is not the usual one")
     parser.add_argument("--key", help="which entry of STATE is the state_dict")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     layers = read_layers(read_state(given.state, given.key))
     shape, sides = given.shape, [int(side) for side in given.masks.split(",")] if given.masks \
         else None
@@ -308,6 +310,6 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except (Refused, OSError) as error:
         sys.exit(f"from_flows_ood: {error}")
