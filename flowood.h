@@ -50,8 +50,8 @@
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-train
               api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
-              metrics  decisions  tape  ops  convolution  normalization  op-table  nets  masks
-              layers  flow  text  presets  workspace  train  checkpoint  detect  check  context
+              metrics  decisions  coder  tape  ops  convolution  normalization  op-table  nets
+              masks  layers  flow  text  presets  workspace  train  checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -719,6 +719,10 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
 FO_API const char *fo_score_name(int i); /* NULL from the last one on */
 FO_API fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                           const char *name, double *score);
+
+/* The length in nats of a picture's lossless code, channel by channel, by a small predictive coder:
+   how complex is it? pixels[c][h][w]. */
+FO_API double fo_code_length(const unsigned char *pixels, fo_shape shape);
 
 /* Decisions from p-values. A p-value here is conformal (Vovk et al. 2005): the rank of a sample's
    statistic among n calibration samples, p = (1 + #{statistics at least as high})/(n + 1). If the
@@ -3988,6 +3992,103 @@ double fo_martingale_add(fo_martingale *m, double statistic) {
     }
     m->highest = FO__MAX(m->highest, m->capital);
     return m->highest;
+}
+
+/* ================================================================================================
+   >>coder         how many nats would a lossless coder need for a picture?
+
+   Why        a flow finds simple pictures likely, whatever they show; the length of a picture's
+              code says how much of that is simplicity alone (Serra et al., ICLR 2020)
+   How        every pixel is predicted from its neighbours by the median rule of LOCO-I (Weinberger,
+              Seroussi and Sapiro 2000); the residual is written bit by bit, each bit with a
+              probability that has learned from the bits before it in the same picture. Only the
+              ideal length is made: minus the log of the product of all probabilities
+   Cost       about 20 microseconds for 28 x 28 pixels; 5 KB of the stack
+   ============================================================================================= */
+enum {
+    FO__CONTEXTS = 9, /* by the activity around a pixel: the bits of its differences, 0 to 8 */
+    FO__BIT_ZERO = 0, FO__BIT_SIGN = 1,        /* of a residual e: e == 0? e < 0?              */
+    FO__BIT_SIZE = 2,                          /* + j: has |e| more than j + 1 bits? j = 0..7  */
+    FO__BIT_NEXT = 10,                         /* + bits: the bit below the leading one        */
+    FO__BITS = 18
+};
+
+typedef struct fo__bit_model { double one; int seen; } fo__bit_model; /* P(bit = 1) */
+
+typedef struct fo__coder {
+    fo__bit_model model[FO__CONTEXTS][FO__BITS];
+    double        nats, product; /* product: of the probabilities that are not in nats yet */
+} fo__coder;
+
+/* The estimate is the mean of what was seen, with a virtual 0 and 1, and later forgets slowly. */
+static void fo__code_bit(fo__coder *c, fo__bit_model *m, int bit) {
+    const double rate = m->seen < 48 ? 1.0 / (m->seen + 2) : 0.02;
+    m->seen++;
+    c->product *= bit ? m->one : 1 - m->one;
+    m->one += rate * (bit - m->one);
+    m->one = FO__MIN(FO__MAX(m->one, 1e-3), 1 - 1e-3);
+    if (c->product < 1e-280) {
+        c->nats -= log(c->product);
+        c->product = 1;
+    }
+}
+
+static int fo__bit_count(int x) {
+    int n = 0;
+    for (; x > 0; x >>= 1)
+        n++;
+    return n;
+}
+
+/* A residual, -255 to 255: zero?, sign, how many bits, the second highest bit; bits below that are
+   as good as random. */
+static void fo__code_residual(fo__coder *c, int context, int e) {
+    fo__bit_model *m    = c->model[context];
+    const int      size = e < 0 ? -e : e, bits = fo__bit_count(size);
+    int            j;
+    fo__code_bit(c, &m[FO__BIT_ZERO], e == 0);
+    if (e == 0)
+        return;
+    fo__code_bit(c, &m[FO__BIT_SIGN], e < 0);
+    for (j = 0; j < bits - 1; j++)
+        fo__code_bit(c, &m[FO__BIT_SIZE + j], 1);
+    if (bits < 8)
+        fo__code_bit(c, &m[FO__BIT_SIZE + j], 0);
+    if (bits > 1) {
+        fo__code_bit(c, &m[FO__BIT_NEXT + bits - 1], size >> (bits - 2) & 1);
+        c->nats += (bits - 2) * 0.6931471805599453;
+    }
+}
+
+static double fo__code_channel(const unsigned char *x, int h, int w) {
+    fo__coder c;
+    int       i, j, y, k;
+    memset(&c, 0, sizeof c);
+    c.product = 1;
+    for (i = 0; i < FO__CONTEXTS; i++)
+        for (j = 0; j < FO__BITS; j++)
+            c.model[i][j].one = 0.5;
+    for (y = 0; y < h; y++)
+        for (k = 0; k < w; k++, x++) {
+            const int west  = k ? x[-1] : y ? x[-w] : 0, north = y ? x[-w] : west;
+            const int nw    = y && k ? x[-w - 1] : north, ne = y && k + 1 < w ? x[-w + 1] : north;
+            const int least = FO__MIN(west, north), most = FO__MAX(west, north);
+            const int guess = nw >= most ? least : nw <= least ? most : west + north - nw;
+            const int activity = abs(west - nw) + abs(nw - north) + abs(north - ne);
+            fo__code_residual(&c, FO__MIN(fo__bit_count(activity), FO__CONTEXTS - 1), *x - guess);
+        }
+    return c.nats - log(c.product);
+}
+
+double fo_code_length(const unsigned char *pixels, fo_shape shape) {
+    const size_t plane = (size_t)shape.h * (size_t)shape.w;
+    double       nats  = 0;
+    int          c;
+    if (pixels == NULL || fo_shape_count(shape) == 0)
+        return 0;
+    for (c = 0; c < shape.c; c++)
+        nats += fo__code_channel(pixels + (size_t)c * plane, shape.h, shape.w);
+    return nats;
 }
 
 /* ================================================================================================

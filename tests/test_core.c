@@ -715,6 +715,35 @@ static void test_many(void) {
     fo_close(fo);
 }
 
+/* The coder: a constant picture costs next to nothing, noise 8 bits a pixel. */
+static void test_coder(void) {
+    unsigned char x[3 * 24 * 20];
+    fo_shape      s = shape_of(1, 24, 20);
+    uint32_t      four[4];
+    double        noise, flat, once;
+    int           i;
+    for (i = 0; i < 480; i++) {
+        fo_random_bits(1, 2, (uint64_t)i, four);
+        x[i] = (unsigned char)four[0];
+    }
+    noise = fo_code_length(x, s);
+    CHECK(noise > 480 * 8 * log(2.0) && noise < 1.15 * 480 * 8 * log(2.0));
+    memset(x, 200, 480);
+    flat = fo_code_length(x, s);
+    CHECK(flat > 0 && flat < 25);
+    for (i = 0; i < 480; i++)
+        x[i] = x[480 + i] = x[960 + i] = (unsigned char)(i / 20 * 5 + i % 20 * i % 7);
+    once = fo_code_length(x, s);
+    CHECK(once > 2 * flat && once < noise);
+    s.c = 3; /* channels are coded one by one */
+    CHECK_NEAR(fo_code_length(x, s), 3 * once, 1e-12);
+    s = shape_of(1, 1, 1);
+    CHECK(fo_code_length(x, s) > 0);
+    CHECK(fo_code_length(NULL, s) == 0);
+    s.h = 0;
+    CHECK(fo_code_length(x, s) == 0);
+}
+
 /* The martingale on normal numbers: how often it is wrong, how soon it sees a change, whether a
    copy goes on to the same bits. */
 static void test_martingale(void) {
@@ -757,6 +786,7 @@ static void test_martingale(void) {
 
 int main(void) {
     test_pace();
+    test_coder();
     test_delong();
     test_limits();
     test_many();
