@@ -51,7 +51,8 @@
               api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
               metrics  decisions  coder  tape  ops  convolution  normalization  op-table  nets
-              masks  layers  flow  text  presets  workspace  train  checkpoint  detect  check  context
+              masks  layers  flow  text  presets  workspace  train  checkpoint  detect  check
+              context
      LICENSE  license
 
    A room uses only the rooms above it.
