@@ -67,9 +67,11 @@
      FLOWOOD_SELF            how the file includes itself; default "flowood.h". Set it if you
                              renamed the file (the vector kernels are compiled in several passes)
 
-     With a strict -std=c99 include this file before <stdio.h> in the file that implements it: the
-     clock is POSIX, and has to be asked for first. Without vectors in the compiler (not GNU C) the
-     plain kernels are used.
+     With a strict -std=c99 include this file before any system header in the file that implements
+     it, or define _POSIX_C_SOURCE there: clock and files are POSIX, and have to be asked for first.
+     -ffast-math and -Ofast are refused: add -fno-fast-math behind them for that one file. Without
+     vectors in the compiler (not GNU C), or where floats are computed wider than they are stored
+     (x87: FLT_EVAL_METHOD is not 0), the plain kernels are used.
 
    >>glossary      the field's words, as this file uses them
 
@@ -134,7 +136,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#ifdef FLOWOOD_STATIC
+#if defined(FLOWOOD_STATIC) && defined(__GNUC__)
+#define FO_API static __attribute__((unused))
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function" /* declared static, defined in another file */
+#elif defined(FLOWOOD_STATIC)
 #define FO_API static
 #elif defined(__cplusplus)
 #define FO_API extern "C"
@@ -779,6 +785,9 @@ typedef struct fo_check_report {
 } fo_check_report;
 FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report);
 
+#if defined(FLOWOOD_STATIC) && defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
 /* Stop here if you only use the library. */
 #endif /* FLOWOOD_H */
 
@@ -786,6 +795,11 @@ FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *r
 /* ================================================================================================
    >>platform      the only #if chains about compilers and systems
    ============================================================================================= */
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(_M_FP_FAST) ||              \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "flowood.h needs exact arithmetic and NaN, which -ffast-math and -Ofast take away: compile \
+the file that implements it with -fno-fast-math behind them (others may keep -ffast-math)"
+#endif
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -807,11 +821,18 @@ FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *r
 #include <fcntl.h>
 #include <io.h>
 #include <process.h>
-#ifdef __cplusplus
-extern "C"
+/* As <windows.h> declares them, which would bring thousands of names along. */
+#if defined(__cplusplus)
+extern "C" {
 #endif
+union _LARGE_INTEGER;
+__declspec(dllimport) int __stdcall QueryPerformanceCounter(union _LARGE_INTEGER *count);
+__declspec(dllimport) int __stdcall QueryPerformanceFrequency(union _LARGE_INTEGER *rate);
 __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to,
-                                                unsigned long flags); /* as <windows.h> has it */
+                                                unsigned long flags);
+#if defined(__cplusplus)
+}
+#endif
 #define FO__POSIX 0
 #define fo__isatty(file) _isatty(_fileno(file))
 #define fo__stat _stat64
@@ -821,6 +842,10 @@ __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to
 #define FO__POSIX 1
 #define fo__isatty(file) isatty(fileno(file))
 #define fo__stat stat
+#ifndef CLOCK_MONOTONIC
+#error "with a strict -std=c99, include flowood.h before every system header in the file that \
+implements it, or define _POSIX_C_SOURCE as 200809L there: its clock and files are POSIX"
+#endif
 #else
 #define FO__POSIX 0
 #define fo__isatty(file) 0
@@ -828,14 +853,21 @@ __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to
 #endif
 
 /* Vector kernels: x86-64 compiles AVX2 and AVX-512 by attribute and asks the CPU at run time;
-   AArch64 always has NEON. Double precision and FLOWOOD_NO_SIMD keep to plain C. */
-#if defined(FLOWOOD_NO_SIMD) || defined(FLOWOOD_DOUBLE)
+   AArch64 always has NEON. Double precision and FLOWOOD_NO_SIMD keep to plain C, and so does
+   arithmetic that is wider than float (x87), which breaks the tricks of the vector kernels. */
+#if defined(FLOWOOD_NO_SIMD) || defined(FLOWOOD_DOUBLE) || !defined(__GNUC__) ||                   \
+    (FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16)
+#define FO__VECTORS 0
+#else
+#define FO__VECTORS 1
+#endif
+#if !FO__VECTORS
 #define FO__X86 0
 #define FO__NEON 0
-#elif (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(_MSC_VER))
+#elif defined(__x86_64__)
 #define FO__X86 1
 #define FO__NEON 0
-#elif defined(__aarch64__) && defined(__GNUC__)
+#elif defined(__aarch64__)
 #define FO__X86 0
 #define FO__NEON 1
 #else
@@ -853,8 +885,11 @@ __declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to
 #define FO__MAX(a, b) ((a) > (b) ? (a) : (b))
 
 double fo_clock(void) {
-#if FO__OPENMP
-    return omp_get_wtime();
+#if defined(_WIN32)
+    int64_t now = 0, rate = 1;
+    QueryPerformanceCounter((union _LARGE_INTEGER *)(void *)&now);
+    QueryPerformanceFrequency((union _LARGE_INTEGER *)(void *)&rate);
+    return (double)now / (double)rate;
 #elif defined(CLOCK_MONOTONIC)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -1377,8 +1412,7 @@ static void fo__pace_end(fo_context *fo, fo__pace *p, double now, double work) {
 #define FLOWOOD_SELF "flowood.h" /* the name by which this file can include itself */
 #endif
 
-#if defined(__GNUC__) && !defined(FLOWOOD_NO_SIMD) && !defined(FLOWOOD_DOUBLE)
-#define FO__VECTORS 1
+#if FO__VECTORS
 #if FO__X86
 #include <immintrin.h>
 #elif FO__NEON
@@ -1415,8 +1449,6 @@ static inline void fo__transpose4(const float *from, int64_t from_row, int64_t r
     for (i = 0; i < 4; i++)
         memcpy(to + i * to_row, &v[i], sizeof v[i]);
 }
-#else
-#define FO__VECTORS 0
 #endif
 
 typedef struct fo__adam {
@@ -1490,7 +1522,7 @@ typedef void fo__zip(int64_t n, const fo_real *x, const fo_real *y, fo_real *z);
     X(softplus, (x > 0 ? x : 0) + log1p(exp(-fabs(x))))
 /* Arithmetic of vectors, on every path the same: name, kind, which argument is written, value. */
 #define FO__ARITHMETIC(X)                                                                          \
-    X(leaky, map_scalar, y, FO__PICK(FO__IN(x) > 0, FO__IN(x), FO__IN(x) * a))                     \
+    X(leaky, map_scalar, y, FO__(leaky_v)(FO__IN(x), a))                                           \
     X(scale, map_scalar, y, FO__IN(x) * a)                                                         \
     X(axpy, map_scalar, y, FO__IN(x) * a + FO__IN(y))                                              \
     X(add, zip, z, FO__IN(x) + FO__IN(y))                                                          \
@@ -1793,6 +1825,12 @@ FO__INLINE FO__V FO__(softplus_v)(FO__V x) {
     return FO__PICK(x > 0.0f, x, zero) + y;
 }
 #endif
+
+/* ReLU (a = 0) of -infinity is 0, not -infinity * 0: what is below the floor is raised to it. */
+FO__INLINE FO__V FO__(leaky_v)(FO__V x, fo_real a) {
+    FO__V zero = {0}, floor = zero - (a == 0 ? (fo_real)FLT_MAX : (fo_real)HUGE_VALF);
+    return FO__PICK(x > 0, x, FO__PICK(x < floor, floor, x) * a);
+}
 
 /* Array functions: one line of arithmetic in one loop. */
 #define FO__IN(p) FO__LOAD((p) + i, n - i)

@@ -483,6 +483,26 @@ static double want_zip(int which, double x, double y, double z, double *size) {
     return part[which] + (adds || which == AXPY ? z : 0);
 }
 
+/* Infinities give the limits, at any place of a vector: relu(-inf) is 0, not -inf * 0. */
+static void test_relu_edges(const fo__kernels *k) {
+    const double   in[4] = {HUGE_VAL, -HUGE_VAL, NAN, 0};
+    const double   relu[4] = {HUGE_VAL, 0, NAN, 0}, leaky[4] = {HUGE_VAL, -HUGE_VAL, NAN, 0};
+    fo__norm_line  line = {0, 1, 0, 0};
+    fo_real        x[40], y[40];
+    int            i;
+    for (i = 0; i < 40; i++)
+        x[i] = (fo_real)in[i % 4];
+    k->leaky(39, 0, x, y);
+    for (i = 0; i < 39; i++)
+        CHECK(same_number((double)y[i], relu[i % 4]));
+    k->leaky(39, (fo_real)0.01, x, y);
+    for (i = 0; i < 39; i++)
+        CHECK(same_number((double)y[i], leaky[i % 4]));
+    k->norm(39, &line, x, y);
+    for (i = 0; i < 39; i++)
+        CHECK(same_number((double)y[i], relu[i % 4]));
+}
+
 static void test_zips(void) {
     enum { N = 133 };
     fo_real *x = random_block(N, 8), *y = random_block(N, 9), *z = random_block(N, 10);
@@ -517,6 +537,7 @@ static void test_zips(void) {
             CHECK(which == LEAKY_GRAD || out[5] != out[5]);
             x[5] = y[6];
         }
+        test_relu_edges(k);
         for (n = 0; n <= N; n++) {
             got[0] = k->sum(n, x), got[1] = k->sumsq(n, x), got[2] = k->dot(n, x, y);
             want[0] = want[1] = want[2] = total = 0;

@@ -18,13 +18,32 @@ for how in "gcc -std=c99 a.c" "clang -std=c99 a.c" "g++ -std=c++11 a.cc" "clang+
     set -- $how
     command -v "$1" >/dev/null || continue
     for macro in -DFO_TEST -DFLOWOOD_DOUBLE -DFLOWOOD_NO_SIMD -DFLOWOOD_STATIC; do
-        unused=""
-        [ $macro = -DFLOWOOD_STATIC ] && unused=-Wno-unused-function
-        if $1 "$2" $strict $unused $macro -O1 -I. -c "$dir/$3" -o "$dir/$1.o" 2> "$dir/log"; then ok
+        if $1 "$2" $strict $macro -O1 -I. -c "$dir/$3" -o "$dir/$1.o" 2> "$dir/log"; then ok
         else bad "$how $macro: $(grep -m 1 -E 'error|warning' "$dir/log")"; fi
     done
-    $1 "$2" $strict -I. -c "$dir/b.${3#a.}" -o "$dir/b.o" 2> "$dir/log" && ok ||
-        bad "declarations alone, $how: $(head -n 1 "$dir/log")"
+    for macro in -DFO_TEST -DFLOWOOD_STATIC; do
+        $1 "$2" $strict $macro -I. -c "$dir/b.${3#a.}" -o "$dir/b.o" 2> "$dir/log" && ok ||
+            bad "declarations alone, $how $macro: $(head -n 1 "$dir/log")"
+    done
+    # what would give wrong numbers is refused, in words; -fno-fast-math behind it exempts a file
+    for flags in -Ofast -ffast-math -ffinite-math-only; do
+        if $1 "$2" $flags -I. -fsyntax-only "$dir/$3" 2> "$dir/log"; then bad "$how $flags compiles"
+        elif grep -q 'with -fno-fast-math behind' "$dir/log"; then ok
+        else bad "$how $flags: $(head -n 1 "$dir/log")"; fi
+        $1 "$2" $flags -fno-fast-math -I. -fsyntax-only "$dir/$3" 2> "$dir/log" && ok ||
+            bad "$how $flags -fno-fast-math: $(head -n 1 "$dir/log")"
+    done
+done
+
+# a strict -std=c99 hides POSIX from whoever includes system headers first: an error that says so
+printf '#include <stdio.h>\n#define FLOWOOD_IMPLEMENTATION\n#include "flowood.h"\n' > "$dir/late.c"
+$CC -std=c99 -Werror -I. -fsyntax-only "$dir/a.c" 2> "$dir/log" && ok || bad "first, with -std=c99"
+$CC -std=c99 -I. -fsyntax-only "$dir/late.c" 2> "$dir/log"
+grep -q 'include flowood.h before every system header' "$dir/log" && ok ||
+    bad "behind <stdio.h>, with -std=c99: $(head -n 1 "$dir/log")"
+for flags in -std=gnu99 "-std=c99 -D_POSIX_C_SOURCE=200809L"; do
+    $CC $flags -Werror -I. -fsyntax-only "$dir/late.c" 2> "$dir/log" && ok ||
+        bad "behind <stdio.h>, with $flags: $(head -n 1 "$dir/log")"
 done
 
 # symbols: nothing mutable, nothing without the prefix, no allocation or output behind the user's
