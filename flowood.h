@@ -136,12 +136,12 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#if defined(FLOWOOD_STATIC) && defined(__GNUC__)
-#define FO_API static __attribute__((unused))
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function" /* declared static, defined in another file */
-#elif defined(FLOWOOD_STATIC)
+#ifdef FLOWOOD_STATIC
 #define FO_API static
+#ifdef __GNUC__ /* nobody calls all of them; this lasts until the end of the implementation */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
 #elif defined(__cplusplus)
 #define FO_API extern "C"
 #else
@@ -785,9 +785,6 @@ typedef struct fo_check_report {
 } fo_check_report;
 FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report);
 
-#if defined(FLOWOOD_STATIC) && defined(__GNUC__)
-#pragma GCC diagnostic pop
-#endif
 /* Stop here if you only use the library. */
 #endif /* FLOWOOD_H */
 
@@ -9633,6 +9630,9 @@ void fo_close(fo_context *fo) {
     desc.realloc_fn(desc.user, own->raw, own->size, 0);
 }
 
+#if defined(FLOWOOD_STATIC) && defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
 #undef FLOWOOD_IMPLEMENTATION /* a second include declares only */
 #endif /* FLOWOOD_IMPLEMENTATION */
 
