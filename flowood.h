@@ -47,12 +47,12 @@
    >>contents      search for >>name
 
      MANUAL   about  program  contents  build  glossary  contracts  math
-     API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-train
-              api-detect  api-check
+     API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-layers
+              api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
-              metrics  decisions  coder  tape  ops  convolution  normalization  op-table  nets
-              masks  layers  flow  text  presets  workspace  train  checkpoint  detect  check
-              context
+              metrics  decisions  coder  tape  ops  convolution  normalization  op-table  settings
+              nets  masks  layers  couplings  mixing  flow  text  presets  workspace  train
+              checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -459,21 +459,52 @@ FO_API fo_tensor *fo_crelu(fo_tensor *x);         /* relu(x) and relu(-x) along 
 /* ================================================================================================
    >>api-nets      st-networks: from what a coupling conditions on to s and t
    ============================================================================================= */
-/* Which network a coupling uses. The mlp: `depth` hidden layers of `hidden` units, then, if
-   bottleneck > 0, a layer of `bottleneck` units without activation and `depth` more hidden
-   layers; the output layer starts at zero, so that an untrained coupling is the identity. */
+
+/* A setting: name=value behind a layer or an st-network in a flow's text. One list of them says
+   what is read, from text and from C, in which range, and what the flow's text shows. */
+enum {
+    FO_SETTING_REAL  = 1, /* a number between `least` and `most`; else a whole one of them */
+    FO_SETTING_SHOWN = 2  /* stands in the flow's text even where it has its default */
+};
+#define FO_MAX_SETTINGS 8
+typedef struct fo_setting {
+    const char *name;
+    double      usual, least, most; /* the default and the range; 0 below the range: the default */
+    int         flags;
+    const char *words; /* its values by name, apart by spaces, of which the first is 0; or NULL */
+} fo_setting;
+
+/* The values that a layer or a network was given, in the order of its list. */
+typedef struct fo_settings {
+    const fo_setting *list; /* ends with a NULL name           */
+    double            value[FO_MAX_SETTINGS];
+    unsigned          given; /* bit i: value i was written out */
+} fo_settings;
+FO_API double fo_setting_value(const fo_settings *settings, const char *name); /* 0: not in it */
+
+/* Which network a coupling uses. Zero means default, a negative number means zero (skip = -1: no
+   skips); what a network does not read is an error. Defaults:
+     mlp          hidden=512 depth=1 bottleneck=0 act=leaky_relu      (of vectors)
+     resnet       channels=32 blocks=2 bottleneck=0 skip=1 norm=1     (this and the rest: of images)
+     highway      channels=32 depth=3 act=relu
+     glow         channels=32
+     autoencoder  channels=32 bottleneck (must be given)
+   The mlp: `depth` hidden layers of `hidden` units, then, if bottleneck > 0, a layer of
+   `bottleneck` units without activation and `depth` more hidden layers; the output layer starts at
+   zero, so that an untrained coupling is the identity. */
 typedef struct fo_net {
-    const char *kind;   /* NULL: "mlp"; or the name of a registered net          */
-    int hidden;         /* 0: 512                                                */
-    int depth;          /* 0: 1                                                  */
-    int bottleneck;     /* 0: none                                               */
-    const char *act;    /* NULL: "leaky_relu" (0.01), highway "relu"; "tanh", "softplus", "none" */
-    int channels;       /* image nets; 0: 32                                     */
-    int blocks;         /* resnet; 0: 2                                          */
-    int neck;           /* resnet, autoencoder: all passes through so many numbers; 0: none */
-    int no_skip;        /* resnet: without the 1x1 skips to its end              */
-    int no_norm;        /* resnet: without batch norm                            */
-    double input_factor; /* set by the coupling: 2 behind a checkerboard's batch norm, else 1 */
+    const char *kind;    /* NULL: "mlp"; or the name of a registered net */
+    int hidden;          /* units of a hidden layer */
+    int depth;           /* hidden layers, highway layers */
+    int bottleneck;      /* all that the network knows passes through so many elements */
+    int channels;        /* of the hidden layers of image nets */
+    int blocks;          /* residual blocks */
+    int skip;            /* 1x1 skips from every block to the end; none around a bottleneck */
+    int norm;            /* batch norm */
+    const char *act;     /* "leaky_relu" (0.01), "relu", "tanh", "softplus", "none" */
+    const char *more;    /* settings as text, "width=3 steps=2": those that are not above */
+    fo_settings settings;/* set by the library before build: all of them, defaults resolved */
+    double input_factor; /* likewise: 2 behind a checkerboard's batch norm, else 1 */
 } fo_net;
 FO_API fo_net fo_net_mlp(int hidden, int depth, int bottleneck);
 FO_API fo_net fo_net_named(const char *kind); /* "resnet", "highway", "glow", "autoencoder", ... */
@@ -483,15 +514,20 @@ FO_API fo_net fo_net_named(const char *kind); /* "resnet", "highway", "glow", "a
    when the coupling is additive). For images it gets x[B,C,H,W] and returns [B,outputs,H,W]: under
    a mask of whole channels the conditioned ones in, raw s and t of the changed ones out; under any
    other mask all channels, zero where not conditioned on, and raw s and t of all. It names its
-   parameters with fo_param; it may be called many times. */
+   parameters with fo_param; it may be called many times. It finds its settings in the fields of
+   `net`, and those of its own by fo_setting_value(&net->settings, name). */
 typedef struct fo_net_kind {
     const char *name;
     fo_tensor *(*build)(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net);
-    int         image; /* sees pictures, not vectors */
+    int         image;                     /* sees pictures, not vectors */
+    fo_setting  settings[FO_MAX_SETTINGS]; /* empty: hidden depth bottleneck act, or channels
+                                              blocks depth bottleneck skip act for images */
 } fo_net_kind;
+/* The name of a built-in net is refused; your own may be registered again. */
 FO_API fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind);
-/* Helpers for build: a linear layer with PyTorch's default initialisation, or all zeros; and an
-   activation by name. Parameters are `name`.weight and `name`.bias. */
+/* Helpers for build: a linear layer or a convolution (kernel x kernel, same size) with PyTorch's
+   default initialisation, or all zeros; and an activation by name. Parameters are `name`.weight
+   and `name`.bias. */
 FO_API fo_tensor *fo_net_linear(fo_tensor *x, const char *name, int outputs, int zero);
 FO_API fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, int zero);
 FO_API fo_norm   *fo_tape_norm(fo_tape *tape); /* for fo_batch_norm: set by whoever runs the tape */
@@ -522,6 +558,7 @@ FO_API fo_mask fo_mask_halves(int phase);
 FO_API fo_mask fo_mask_map(const unsigned char *map);
 
 typedef fo_state (*fo_mask_fn)(void *user, fo_shape shape, int phase, int c, int y, int x);
+/* The name of a built-in mask is refused; your own may be registered again. */
 FO_API fo_result fo_register_mask(fo_context *fo, const char *name, fo_mask_fn fn, void *user);
 /* States of every element, map[c*h*w]. Error if nothing is conditioned on or nothing changes. */
 FO_API fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned char *map);
@@ -555,7 +592,8 @@ FO_API fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net);
      split                   the second half of the channels is latent from here on
      actnorm                 y = (x + bias) exp(log_scale) per channel, measured on the first batch
      conv1x1 [lu=1]          an invertible C x C matrix at every pixel
-     permute seed=N | reverse=1   channels in another, fixed order */
+     permute seed=N | reverse=1   channels in another, fixed order
+   or a registered one: see >>api-layers. */
 FO_API fo_result fo_add_layer(fo_flow *flow, const char *line);
 
 /* The same flow as text, one layer a line, and back:
@@ -563,7 +601,8 @@ FO_API fo_result fo_add_layer(fo_flow *flow, const char *line);
      dequantize
      logit alpha=0.05
      8* coupling mask=cycle:% net=mlp hidden=512 bottleneck=10
-   `N*` repeats a line, % is the number of the repetition; ; parts layers; # starts a comment. */
+   ; parts layers, that of the input too; `N*` repeats what follows it on its line, and % is the
+   number of the repetition; # starts a comment. */
 FO_API fo_flow    *fo_flow_parse(fo_context *fo, const char *text);
 FO_API const char *fo_flow_text(fo_flow *flow); /* lives as long as the flow */
 /* A named recipe for samples of this shape, with its training defaults (see fo_preset_at). Where
@@ -626,6 +665,101 @@ FO_API fo_result fo_decode(fo_workspace *ws, const fo_real *z, int64_t count, fo
 FO_API fo_result fo_sample(fo_workspace *ws, uint64_t seed, int64_t count, double temperature,
                            fo_real *x);
 FO_API double fo_bpd(double log_prob, fo_shape shape); /* bits per dimension: -log_prob/(D ln 2) */
+
+/* ================================================================================================
+   >>api-layers    a layer of your own: the interface that the built-in layers use
+
+   A layer changes the rows of a batch in place: encode x -> y, decode back, and backward undoes
+   encode while it turns dLoss/dy into dLoss/dx. See examples/custom.c.
+   ============================================================================================= */
+typedef struct fo_layer      fo_layer;
+typedef struct fo_layer_kind fo_layer_kind;
+typedef enum fo_direction { FO_ENCODE, FO_DECODE, FO_BACKWARD } fo_direction;
+
+/* A layer in a flow. */
+struct fo_layer {
+    const fo_layer_kind *kind;
+    fo_context  *fo;
+    fo_flow     *flow;
+    int          index;    /* its place in the flow, from 0 */
+    fo_settings  settings; /* see fo_setting_value */
+    fo_shape     shape;    /* of what comes in: the first `width` elements of a row; the rest of
+                              a row is latent already, and none of its business */
+    int64_t      width;
+    /* The hook `shape` may set these: */
+    fo_shape     out;      /* of what the next layer sees: c*h*w elements, at most `width` */
+    const int   *from;     /* a layer that only moves elements, y[i] = x[from[i]]: no hook more */
+    int64_t      save;     /* elements of each row that encode keeps for backward */
+    int64_t      work;     /* doubles of memory of its own in every workspace */
+    void        *own;      /* whatever its hooks want to know; see fo_layer_alloc */
+    /* Of a layer that conditions, before `shape` is called: */
+    const unsigned char *map; /* fo_state of each element */
+    int          n_change; /* elements that change, */
+    const int   *change_at; /* their places in a row, */
+    const int   *out_at;   /* and of what the network returns for a row the places of theirs:
+                              output k of changed element j is net[out_at[k*n_change + j]] */
+    int64_t      n_out;    /* elements that the network returns for a row */
+    int          image;    /* the network sees images */
+};
+
+/* A batch on its way through a layer. Arrays of rows: element i of row r of x is x[r*size + i]. */
+typedef struct fo_pass {
+    const fo_layer *layer;
+    fo_context   *fo;        /* of the thread: for fo_fail, in before and after */
+    fo_direction  direction;
+    int64_t       rows;      /* of this batch */
+    int64_t       size;      /* from one row to the next, in x, dx and spare */
+    fo_real      *x;         /* the state, changed in place */
+    fo_real      *dx;        /* backward: dLoss/dy comes in, dLoss/dx goes out; else NULL */
+    double       *logdet;    /* [rows] encode, decode: log|det| of this direction; starts as 0 */
+    const double *dlogdet;   /* [rows] backward: dLoss/d(logdet of encode) */
+    fo_real      *values;    /* the flow's parameters: yours at the offsets of fo_layer_param, */
+    fo_real      *grads;     /* and dLoss/d(them), to be set, not added to; NULL: no training */
+    fo_real      *buffers;   /* the flow's buffers, at the offsets of fo_layer_buffer */
+    fo_real      *save;      /* [rows][layer->save]; NULL: no backward will follow */
+    double       *work;      /* [layer->work] */
+    fo_real      *spare;     /* room for this pass, with any content */
+    const fo_real *net;      /* [rows][n_out] what the network of a layer that conditions says, */
+    fo_real      *dnet;      /* and dLoss/d(it), which backward sets where it changes elements */
+    uint64_t      seed;      /* noise of row r: numbers 0, 1, ... of stream[r] under this seed, */
+    const uint64_t *stream;
+    int           middle;    /* or none at all: take the middle */
+    int           any_values; /* x is no sample but near one (fo_check): refuse no value */
+    const int64_t *sample;   /* which sample sits in each row, for messages */
+} fo_pass;
+
+/* A kind of layer. A pass through it is `before`, then `rows`, then `after`; NULL hooks are left
+   out. `rows` is called for ranges of rows, on several threads: it writes only what belongs to its
+   rows. Sums over rows, such as gradients of parameters, belong into before or after. In decode and
+   backward x holds y when `before` is called. Errors: fo_fail. */
+struct fo_layer_kind {
+    const char *name;
+    int front;      /* has no backward: before all that learns, and before any split */
+    int mixes;      /* every element that comes out depends on others (fo_check asks) */
+    int conditions; /* it has a mask and an st-network with so many outputs a changed element */
+    const char *advice; /* what to do where it makes something that is not finite; or NULL */
+    fo_setting settings[FO_MAX_SETTINGS]; /* of its line, where it does not condition */
+    /* Checks layer->shape, asks for parameters and sets fields of `layer`. */
+    fo_result (*shape)(fo_layer *layer);
+    /* First values of parameters and buffers that fo_init cannot say. */
+    fo_result (*init)(const fo_layer *layer, uint64_t seed, fo_real *values, fo_real *buffers);
+    /* Values that depend on data, measured once: x holds samples seen .. seen + rows - 1 of
+       `count`; with the last of them values or buffers are set. A front layer sees all training
+       data before the first step, another one the first batch. A buffer "measured" is kept. */
+    void (*measure)(fo_pass *pass, int64_t seen, int64_t count);
+    void (*before)(fo_pass *pass);
+    void (*rows)(fo_pass *pass, int64_t begin, int64_t end);
+    void (*after)(fo_pass *pass);
+};
+/* The name of a built-in layer is refused; your own may be registered again. */
+FO_API fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind);
+/* For `shape`: where parameter or buffer "LAYER.name" begins in values and grads, or in buffers;
+   -1 after an error. Memory that lives as long as the flow, zeroed; NULL after an error. */
+FO_API int64_t fo_layer_param(fo_layer *layer, const char *name, int rank, const int64_t *dim,
+                              fo_init init);
+FO_API int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64_t *dim,
+                               fo_init init);
+FO_API void   *fo_layer_alloc(fo_layer *layer, size_t size);
 
 /* ================================================================================================
    >>api-train     one call that trains; everything it needs to go on is part of the flow
@@ -1005,7 +1139,7 @@ struct fo_context {
     fo_result          failed;
     char               message[512];
     fo__arena          arena; /* registered names, caches: whatever lives as long as the context */
-    struct fo__registry *registry; /* user-defined nets and masks */
+    struct fo__registry *registry; /* nets, masks and layers by name */
 };
 
 static void *fo__default_realloc(void *user, void *ptr, size_t old_size, size_t new_size) {
@@ -6150,22 +6284,284 @@ fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g) {
 }
 
 /* ================================================================================================
+   >>settings      registered names, and name=value in a flow's text
+
+   Purpose    st-networks, masks and layers are found by name, and each lists the settings that it
+              reads; reading, checking, printing and saving all walk that one list
+   Invariants built-in rows are added first, by the functions that users call, and cannot be
+              replaced; rows stay where they are as long as the context
+   Callers    >>nets, >>masks, >>layers, >>text
+   ============================================================================================= */
+typedef enum fo__what { FO__A_NET, FO__A_MASK, FO__A_LAYER, FO__WHATS } fo__what;
+
+/* What every row of the registry starts with. */
+typedef struct fo__row_head {
+    struct fo__row_head *next;
+    const char          *name;
+    int                  builtin;
+} fo__row_head;
+
+struct fo__registry {
+    fo__row_head *first[FO__WHATS];
+    int           open; /* the built-in rows are complete: users may come */
+};
+
+/* Names become words of the flow's text. */
+static int fo__is_word(const char *name) {
+    size_t n = name ? strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                   "0123456789_-") : 0;
+    return n > 0 && n < 40 && name[n] == 0;
+}
+
+/* The row of this name, the newest of several; NULL where there is none. */
+static fo__row_head *fo__row_named(const fo_context *fo, fo__what what, const char *name) {
+    fo__row_head *row, *found = NULL;
+    for (row = fo->registry->first[what]; row; row = row->next)
+        if (strcmp(row->name, name) == 0)
+            found = row;
+    return found;
+}
+
+/* The same; an unknown name is an error that lists the known ones. `where` may be NULL. */
+static fo__row_head *fo__row_find(fo_context *fo, const char *where, fo__what what,
+                                  const char *name) {
+    const char *const noun[FO__WHATS] = {"st-network", "mask", "layer"};
+    const char *const call[FO__WHATS] = {"fo_register_net", "fo_register_mask",
+                                         "fo_register_layer"};
+    fo__row_head *row = fo__row_named(fo, what, name);
+    char          known[300];
+    size_t        at = 0;
+    if (row)
+        return row;
+    for (row = fo->registry->first[what]; row && at < sizeof known - 48; row = row->next)
+        at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", row->name);
+    fo__fail(fo, FO_ERR_ARGUMENT, "%s%sunknown %s '%.40s': %s%s are known; make yours known with "
+             "%s first", where ? where : "", where ? ": " : "", noun[what], name, known,
+             what == FO__A_MASK ? ", map" : "", call[what]);
+    return NULL;
+}
+
+/* A new row of `size` bytes under this name, or NULL with the error recorded. */
+static fo__row_head *fo__row_add(fo_context *fo, fo__what what, const char *call, const char *name,
+                                 size_t size) {
+    fo__row_head **end, *row;
+    if (fo == NULL)
+        return NULL;
+    if (!fo__is_word(name)) {
+        fo__fail(fo, FO_ERR_ARGUMENT, "%s: a name of letters, digits, _ and - is needed, not "
+                 "'%.40s'", call, name ? name : "");
+        return NULL;
+    }
+    row = fo__row_named(fo, what, name);
+    if ((row && row->builtin) || (what == FO__A_MASK && strcmp(name, "map") == 0)) {
+        fo__fail(fo, FO_ERR_ARGUMENT, "%s: '%s' is the name of a built-in one: take another", call,
+                 name);
+        return NULL;
+    }
+    row = (fo__row_head *)fo__arena_alloc(&fo->arena, size);
+    if (row == NULL || (row->name = fo__strdup(&fo->arena, name)) == NULL)
+        return NULL;
+    row->builtin = !fo->registry->open;
+    for (end = &fo->registry->first[what]; *end;)
+        end = &(*end)->next;
+    *end = row;
+    return row;
+}
+
+/* ---- numbers in text: with a point, whatever the user's locale is ---------------------------- */
+
+static void fo__print_double(char *text, size_t size, double x, int digits) {
+    char *comma;
+    snprintf(text, size, "%.*g", digits, x);
+    for (comma = text; *comma; comma++)
+        if (*comma == localeconv()->decimal_point[0])
+            *comma = '.';
+}
+
+static int fo__parse_double(const char *text, double *out) {
+    char  copy[64], *end, *point;
+    snprintf(copy, sizeof copy, "%s", text);
+    point = strchr(copy, '.');
+    if (point)
+        *point = localeconv()->decimal_point[0];
+    *out = strtod(copy, &end);
+    return end != copy && *end == 0;
+}
+
+static int fo__parse_int(const char *text, int *out) {
+    char *end;
+    long  value = strtol(text, &end, 10);
+    *out        = (int)value;
+    return end != text && *end == 0 && value >= 0 && value <= 1 << 24;
+}
+
+/* ---- settings -------------------------------------------------------------------------------- */
+
+static int fo__setting_index(const fo_setting *list, const char *name) {
+    int i;
+    for (i = 0; i < FO_MAX_SETTINGS && list && list[i].name; i++)
+        if (strcmp(list[i].name, name) == 0)
+            return i;
+    return -1;
+}
+
+double fo_setting_value(const fo_settings *settings, const char *name) {
+    int i = settings && name ? fo__setting_index(settings->list, name) : -1;
+    return i < 0 ? 0 : settings->value[i];
+}
+
+static int fo__setting_given(const fo_settings *settings, const char *name) {
+    int i = fo__setting_index(settings->list, name);
+    return i >= 0 && (settings->given >> i & 1);
+}
+
+/* The k-th of `words` into `word`, or 0 where there are not so many. */
+static int fo__word_at(const char *words, int k, char word[40]) {
+    size_t n;
+    for (; k > 0 && *words; k--) {
+        words += strcspn(words, " ");
+        words += strspn(words, " ");
+    }
+    n = strcspn(words, " ");
+    snprintf(word, 40, "%.*s", (int)FO__MIN(n, 39), words);
+    return n > 0;
+}
+
+static int fo__word_index(const char *words, const char *wanted) {
+    char word[40];
+    int  k;
+    for (k = 0; fo__word_at(words, k, word); k++)
+        if (strcmp(word, wanted) == 0)
+            return k;
+    return -1;
+}
+
+static void fo__settings_open(fo_settings *s, const fo_setting *list) {
+    int i;
+    memset(s, 0, sizeof *s);
+    s->list = list;
+    for (i = 0; i < FO_MAX_SETTINGS && list[i].name; i++)
+        s->value[i] = list[i].usual;
+}
+
+/* `where` names the place and `owner` who reads the settings, for messages. */
+typedef struct fo__reader { fo_context *fo; const char *where, *owner; } fo__reader;
+
+/* "net mlp does not read 'blocks': it reads hidden, depth, bottleneck and act" */
+static fo_result fo__setting_unknown(const fo__reader *r, const fo_settings *s, const char *name) {
+    char   list[300] = "it has no settings";
+    size_t at = 0;
+    int    i;
+    for (i = 0; i < FO_MAX_SETTINGS && s->list[i].name && at < sizeof list - 48; i++)
+        at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", i ? ", " : "it reads ",
+                               s->list[i].name);
+    return fo__fail(r->fo, FO_ERR_ARGUMENT, "%s: unknown setting '%.40s' of %s: %s", r->where, name,
+                    r->owner, list);
+}
+
+/* Setting i, from a word of text: the only place where values are checked. */
+static fo_result fo__setting_read(const fo__reader *r, fo_settings *s, int i, const char *text) {
+    const fo_setting *set   = &s->list[i];
+    const int         real  = set->flags & FO_SETTING_REAL;
+    double            value = 0;
+    char              least[40], most[40], usual[40];
+    int               ok, whole = 0;
+    if (set->words) {
+        value = fo__word_index(set->words, text);
+        if (value < 0)
+            return fo__fail(r->fo, FO_ERR_ARGUMENT, "%s: '%s=%.60s' of %s: one of '%s' is needed",
+                            r->where, set->name, text, r->owner, set->words);
+    } else {
+        ok    = real ? fo__parse_double(text, &value) : fo__parse_int(text, &whole);
+        value = real ? value : whole;
+        if (ok && !real && value == 0 && set->least > 0)
+            return FO_OK; /* zero: the default */
+        if (!ok || !(real ? value > set->least && value < set->most
+                          : value >= set->least && value <= set->most)) {
+            fo__print_double(least, sizeof least, set->least, 9);
+            fo__print_double(most, sizeof most, set->most, 9);
+            fo__print_double(usual, sizeof usual, set->usual, 9);
+            return fo__fail(r->fo, FO_ERR_ARGUMENT, "%s: '%s=%.60s' of %s: a %snumber between %s "
+                            "and %s is needed; the default is %s", r->where, set->name, text,
+                            r->owner, real ? "" : "whole ", least, most, usual);
+        }
+    }
+    s->value[i] = value;
+    s->given |= 1u << i;
+    return FO_OK;
+}
+
+/* "name=value name=value". `old`, where it is not NULL, is what older files call the bottleneck. */
+static fo_result fo__settings_read(const fo__reader *r, fo_settings *s, const char *text,
+                                   const char *old) {
+    char   word[128], *value;
+    size_t n;
+    int    i;
+    for (; text && *(text += strspn(text, " \t\r")); text += n) {
+        n = strcspn(text, " \t\r");
+        snprintf(word, sizeof word, "%.*s", (int)FO__MIN(n, sizeof word - 1), text);
+        value = strchr(word, '=');
+        if (value == NULL || n >= sizeof word)
+            return fo__fail(r->fo, FO_ERR_ARGUMENT, "%s: name=value is needed, not '%.60s'",
+                            r->where, word);
+        *value++ = 0;
+        i = fo__setting_index(s->list, old && strcmp(word, old) == 0 ? "bottleneck" : word);
+        if (i < 0)
+            return fo__setting_unknown(r, s, word);
+        if (fo__setting_read(r, s, i, value) != FO_OK)
+            return r->fo->failed;
+    }
+    return FO_OK;
+}
+
+/* " name=value" for each that differs from its default; returns the length. */
+static size_t fo__settings_write(const fo_settings *s, char *text, size_t size) {
+    char   value[40];
+    size_t at = 0;
+    int    i;
+    text[0] = 0;
+    for (i = 0; i < FO_MAX_SETTINGS && s->list[i].name; i++) {
+        const fo_setting *set = &s->list[i];
+        if (s->value[i] == set->usual && !(set->flags & FO_SETTING_SHOWN))
+            continue;
+        if (set->words)
+            fo__word_at(set->words, (int)s->value[i], value);
+        else
+            fo__print_double(value, sizeof value, s->value[i], 9);
+        at += (size_t)snprintf(text + at, size - at, " %s=%s", set->name, value);
+    }
+    return at;
+}
+
+/* A user's list, copied and checked once: what was registered cannot surprise later. */
+static fo_result fo__settings_copy(fo_context *fo, const char *call, const fo_setting *from,
+                                   fo_setting *to) {
+    int i;
+    for (i = 0; i < FO_MAX_SETTINGS && from[i].name; i++) {
+        const char *name = from[i].name;
+        if (!fo__is_word(name) || strcmp(name, "mask") == 0 || strcmp(name, "net") == 0 ||
+            fo__setting_index(to, name) >= 0)
+            return fo__fail(fo, FO_ERR_ARGUMENT, "%s: a setting cannot be named '%.40s'%s", call,
+                            name, fo__is_word(name) ? ": that is a name already" : "");
+        to[i] = from[i];
+        if (to[i].words == NULL && !(to[i].least <= to[i].usual && to[i].usual <= to[i].most))
+            return fo__fail(fo, FO_ERR_ARGUMENT, "%s: the default of '%s' is outside of its range",
+                            call, name);
+        to[i].name = fo__strdup(&fo->arena, name);
+        if (to[i].words)
+            to[i].words = fo__strdup(&fo->arena, from[i].words);
+        if (to[i].name == NULL || (from[i].words && to[i].words == NULL))
+            return FO_ERR_MEMORY;
+    }
+    return FO_OK;
+}
+
+/* ================================================================================================
    >>nets          st-networks by name
    ============================================================================================= */
-typedef struct fo__net_entry { struct fo__net_entry *next; fo_net_kind kind; } fo__net_entry;
-typedef struct fo__mask_entry {
-    struct fo__mask_entry *next;
-    const char            *name;
-    fo_mask_fn             fn;
-    void                  *user;
-} fo__mask_entry;
-struct fo__registry { fo__net_entry *nets; fo__mask_entry *masks; };
+typedef struct fo__net_row { fo__row_head head; fo_net_kind kind; } fo__net_row;
 
-static struct fo__registry *fo__registry_of(fo_context *fo) {
-    if (fo && fo->registry == NULL)
-        fo->registry = (struct fo__registry *)fo__arena_alloc(&fo->arena, sizeof *fo->registry);
-    return fo ? fo->registry : NULL;
-}
+#define FO__ACTIVATIONS "leaky_relu relu tanh softplus none"
 
 fo_tensor *fo_activation(fo_tensor *x, const char *act) {
     if (x == NULL)
@@ -6180,33 +6576,43 @@ fo_tensor *fo_activation(fo_tensor *x, const char *act) {
         return fo_softplus(x);
     if (strcmp(act, "none") == 0)
         return x;
-    fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "activation '%.40s' is not known: leaky_relu, relu, "
-             "tanh, softplus and none are", act);
+    fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "unknown activation '%.40s': one of '%s' is needed", act,
+             FO__ACTIVATIONS);
     return NULL;
 }
 
-/* Parameter "NAME.PART" of the network that x belongs to. */
-static fo_tensor *fo__part(fo_tensor *x, const char *name, const char *part, int rank,
-                           const int64_t *dim, fo_init init) {
+/* Parameter, or buffer, "NAME.PART" of the network that x belongs to. */
+static fo_tensor *fo__part(fo_tensor *x, int is_buffer, const char *name, const char *part,
+                           int rank, const int64_t *dim, fo_init init) {
     char full[128];
     snprintf(full, sizeof full, "%.100s.%s", name, part);
-    return fo_param(x->tape, full, rank, dim, init);
+    return fo__named(x->tape, is_buffer, full, rank, dim, init);
 }
 
-/* PyTorch's default: weight and bias uniform in +-1/sqrt(fan in). */
+/* Weight and bias of a linear layer or a convolution. PyTorch's default: both uniform in
+   +-1/sqrt(fan in); or zeros, where `fan_in` is 0. */
+static fo_tensor *fo__net_weight(fo_tensor *x, const char *name, const char *weight, int rank,
+                                 const int64_t *dim, double fan_in, int outputs,
+                                 fo_tensor **bias) {
+    fo_init    init = fan_in > 0 ? fo_init_of(FO_INIT_UNIFORM, 1 / sqrt(fan_in))
+                                 : fo_init_of(FO_INIT_CONSTANT, 0);
+    int64_t    out  = outputs;
+    fo_tensor *w    = fo__part(x, 0, name, weight, rank, dim, init);
+    if (bias) {
+        *bias = fo__part(x, 0, name, "bias", 1, &out, init);
+        w     = *bias ? w : NULL;
+    }
+    return w;
+}
+
 fo_tensor *fo_net_linear(fo_tensor *x, const char *name, int outputs, int zero) {
     fo_tensor *w, *b;
-    fo_init    init;
     int64_t    dim[2];
     if (x == NULL)
         return NULL;
-    dim[0] = outputs;
-    dim[1] = fo__row(x);
-    init   = zero ? fo_init_of(FO_INIT_CONSTANT, 0)
-                  : fo_init_of(FO_INIT_UNIFORM, 1 / sqrt((double)dim[1]));
-    w = fo__part(x, name, "weight", 2, dim, init);
-    b = fo__part(x, name, "bias", 1, dim, init);
-    return b ? fo_linear(x, w, b) : NULL;
+    dim[0] = outputs, dim[1] = fo__row(x);
+    w = fo__net_weight(x, name, "weight", 2, dim, zero ? 0 : (double)dim[1], outputs, &b);
+    return fo_linear(x, w, b);
 }
 
 static fo_tensor *fo__mlp_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
@@ -6238,23 +6644,21 @@ static fo__name fo__named_at(const char *list, int i, const char *rest) {
     return name;
 }
 
-static fo_init fo__conv_init(const fo_tensor *x, int kernel, int zero) {
-    return zero ? fo_init_of(FO_INIT_CONSTANT, 0)
-                : fo_init_of(FO_INIT_UNIFORM, 1 / sqrt((double)(x->dim[1] * kernel * kernel)));
-}
-
-/* kernel x kernel, stride 1, same size; PyTorch's initialisation or zeros. */
+/* kernel x kernel, stride 1, same size. */
 fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, int zero) {
     fo_tensor *w, *b;
-    fo_init    init;
     int64_t    dim[4];
     if (x == NULL)
         return NULL;
-    init   = fo__conv_init(x, kernel, zero);
+    if (x->rank != 4) {
+        fo__fail(x->tape->fo, FO_ERR_SHAPE, "fo_net_conv: %.40s sees a tensor of rank %d; images "
+                 "[B,C,H,W] are needed: set `image` in the net's row", name, x->rank);
+        return NULL;
+    }
     dim[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
-    w = fo__part(x, name, "weight", 4, dim, init);
-    b = fo__part(x, name, "bias", 1, dim, init);
-    return b ? fo_conv2d(x, w, b, 1, kernel / 2) : NULL;
+    w = fo__net_weight(x, name, "weight", 4, dim, zero ? 0 : (double)(dim[1] * kernel * kernel),
+                       outputs, &b);
+    return w ? fo_conv2d(x, w, b, 1, kernel / 2) : NULL;
 }
 
 /* The same with weight norm (Salimans & Kingma 2016): gain and direction learn apart. */
@@ -6264,57 +6668,56 @@ static fo_tensor *fo__wn_conv(fo_tensor *x, const char *name, int outputs, int k
     if (x == NULL)
         return NULL;
     dim[0] = gain[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
-    g = fo__part(x, name, "weight_g", 4, gain, fo_init_of(FO_INIT_ROW_NORMS, 1));
-    v = fo__part(x, name, "weight_v", 4, dim, fo__conv_init(x, kernel, 0));
-    if (bias && (b = fo__part(x, name, "bias", 1, dim, fo__conv_init(x, kernel, 0))) == NULL)
-        return NULL;
-    return fo_conv2d(x, fo_weight_norm(v, g), b, 1, kernel / 2);
+    g = fo__part(x, 0, name, "weight_g", 4, gain, fo_init_of(FO_INIT_ROW_NORMS, 1));
+    v = fo__net_weight(x, name, "weight_v", 4, dim, (double)(dim[1] * kernel * kernel), outputs,
+                       bias ? &b : NULL);
+    return v ? fo_conv2d(x, fo_weight_norm(v, g), b, 1, kernel / 2) : NULL;
 }
 
 /* Batch norm under `name`, times factor, with or without ReLU behind it. */
 static fo_tensor *fo__net_norm(fo_tensor *x, const char *name, double factor, int relu) {
     const char *const part[] = {"weight", "bias", "running_mean", "running_var"};
-    fo_tensor               *p[4];
-    char                     full[128];
-    int                      i;
+    fo_tensor        *p[4];
+    int               i;
     if (x == NULL)
         return NULL;
-    for (i = 0; i < 4; i++) {
-        fo_init init = fo_init_of(FO_INIT_CONSTANT, i == 0 || i == 3);
-        snprintf(full, sizeof full, "%.100s.%s", name, part[i]);
-        p[i] = i < 2 ? fo_param(x->tape, full, 1, &x->dim[1], init)
-                     : fo_buffer(x->tape, full, 1, &x->dim[1], init);
-    }
+    for (i = 0; i < 4; i++)
+        p[i] = fo__part(x, i >= 2, name, part[i], 1, &x->dim[1],
+                        fo_init_of(FO_INIT_CONSTANT, i == 0 || i == 3));
     return fo_batch_norm(x, p[0], p[1], p[2], p[3], fo_tape_norm(x->tape), factor, relu);
 }
 
 /* A linear layer across channels and pixels: the bottleneck of an image network. */
-static fo_tensor *fo__net_neck(fo_tensor *x, int neck) {
+static fo_tensor *fo__net_bottleneck(fo_tensor *x, int width) {
     int64_t dim[4], flat[2];
     if (x == NULL)
         return NULL;
     memcpy(dim, x->dim, sizeof dim);
     flat[0] = dim[0], flat[1] = fo__row(x);
-    x = fo_net_linear(fo_reshape(x, 2, flat), "neck.0", neck, 0);
+    x = fo_net_linear(fo_reshape(x, 2, flat), "neck.0", width, 0);
     x = fo_net_linear(x, "neck.1", (int)(dim[1] * dim[2] * dim[3]), 0);
     return x ? fo_reshape(x, 4, dim) : NULL;
 }
 
 /* The same in a ResNet; with norm=0 only the ReLU is left of it. */
 static fo_tensor *fo__resnet_norm(fo_tensor *x, const char *name, const fo_net *net) {
-    if (net->no_norm)
+    if (!net->norm)
         return x ? fo_relu(x) : NULL;
     return fo__net_norm(x, name, 1, 1);
 }
 
 /* RealNVP's ResNet: pre-activation blocks with weight and batch norm, and 1x1 skips from the stem
-   and every block to the end. With a neck all information passes through `neck` numbers, so there
-   are no skips around it. */
+   and every block to the end. With a bottleneck all information passes through it, so there are no
+   skips around it. */
 static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
-    int        k = net->channels, j, skip = net->neck == 0 && !net->no_skip;
+    int        k = net->channels, j, skip = net->skip && net->bottleneck == 0;
     fo_tensor *h = x, *sum = NULL, *b;
-    (void)tape;
-    if (!net->no_norm)
+    if (net->bottleneck && net->skip && fo__setting_given(&net->settings, "skip")) {
+        fo__fail(tape->fo, FO_ERR_ARGUMENT, "net=resnet bottleneck=%d skip=1: skips would lead "
+                 "around the bottleneck; leave one of them out", net->bottleneck);
+        return NULL;
+    }
+    if (net->norm)
         h = fo__net_norm(h, "in_norm", net->input_factor, 0);
     h = fo__wn_conv(h ? fo_crelu(h) : NULL, "in_conv", k, 3, 1);
     if (skip)
@@ -6327,8 +6730,8 @@ static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, con
         h = fo_add(b, h);
         if (skip)
             sum = fo_add(fo__wn_conv(h, fo__named_at("skips", j + 1, "").text, k, 1, 1), sum);
-        if (net->neck && j == FO__MAX(net->blocks / 2, 1) - 1)
-            h = fo__net_neck(h, net->neck);
+        if (net->bottleneck && j == FO__MAX(net->blocks / 2, 1) - 1)
+            h = fo__net_bottleneck(h, net->bottleneck);
     }
     h = fo__resnet_norm(skip ? sum : h, "out_norm", net);
     return fo__wn_conv(h, "out_conv", outputs, 1, 1);
@@ -6337,15 +6740,14 @@ static fo_tensor *fo__resnet_build(fo_tape *tape, fo_tensor *x, int outputs, con
 /* Glow with highway layers: h = g relu(conv(h)) + (1-g) h, g = sigmoid(gate(h)); act=none, the
    paper's own, has no ReLU there, nor behind the first convolution. */
 static fo_tensor *fo__highway_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
-    const char *act = net->act ? net->act : "relu";
-    fo_tensor  *h = fo_activation(fo_net_conv(x, "in_conv", net->channels, 3, 0), act), *g, *r;
-    int         j, layers = net->depth > 1 ? net->depth : 3;
+    fo_tensor *h = fo_activation(fo_net_conv(x, "in_conv", net->channels, 3, 0), net->act), *g, *r;
+    int        j;
     (void)tape;
-    for (j = 0; j < layers; j++) {
+    for (j = 0; j < net->depth; j++) {
         g = fo_sigmoid(fo_net_conv(h, fo__named_at("highway", j, ".gate").text, net->channels, 3,
-                                       0));
+                                   0));
         r = fo_activation(fo_net_conv(h, fo__named_at("highway", j, ".conv").text, net->channels,
-                                      3, 0), act);
+                                      3, 0), net->act);
         h = fo_gate(h, r, g);
     }
     return fo_net_conv(h, "out_conv", outputs, 1, 1);
@@ -6363,30 +6765,27 @@ static fo_tensor *fo__glow_build(fo_tape *tape, fo_tensor *x, int outputs, const
 static fo_tensor *fo__net_conv4(fo_tensor *x, const char *name, int outputs, int stride,
                                 int padding, int up, int zero) {
     fo_tensor *w, *b;
-    fo_init    init;
-    int64_t    dim[4], out = outputs;
+    int64_t    dim[4];
+    double     fan_in;
     if (x == NULL)
         return NULL;
-    init   = fo__conv_init(x, 4, zero);
     dim[0] = up ? x->dim[1] : outputs, dim[1] = up ? outputs : x->dim[1], dim[2] = dim[3] = 4;
-    if (up && !zero) /* PyTorch counts the outputs of a transposed convolution as its fan in */
-        init.scale = 1 / sqrt(16.0 * outputs);
-    w = fo__part(x, name, "weight", 4, dim, init);
-    b = fo__part(x, name, "bias", 1, &out, init);
-    if (b == NULL)
+    fan_in = 16.0 * (double)dim[1]; /* PyTorch counts the outputs of a transposed convolution */
+    w      = fo__net_weight(x, name, "weight", 4, dim, zero ? 0 : fan_in, outputs, &b);
+    if (w == NULL)
         return NULL;
     return up ? fo_conv2d_transpose(x, w, b, stride, padding) : fo_conv2d(x, w, b, stride, padding);
 }
 
-/* Everything passes through `neck` numbers: the strongest bottleneck for images. */
+/* Everything passes through the bottleneck: the strongest one for images. */
 static fo_tensor *fo__autoencoder_build(fo_tape *tape, fo_tensor *x, int outputs,
                                         const fo_net *net) {
     static const int stride[4] = {1, 1, 2, 2}, padding[4] = {2, 1, 1, 1};
     int              wide[4], i;
-    if (x && (x->dim[2] % 4 || x->dim[3] % 4 || net->neck == 0)) {
-        fo__fail(tape->fo, FO_ERR_SHAPE, "net=autoencoder neck=%d on %dx%d: height and width must "
-                 "be multiples of 4, and neck at least 1", net->neck, (int)x->dim[2],
-                 (int)x->dim[3]);
+    if (x && (x->dim[2] % 4 || x->dim[3] % 4 || net->bottleneck == 0)) {
+        fo__fail(tape->fo, FO_ERR_SHAPE, "net=autoencoder bottleneck=%d on %dx%d: height and width "
+                 "must be multiples of 4, and the bottleneck at least 1", net->bottleneck,
+                 (int)x->dim[2], (int)x->dim[3]);
         return NULL;
     }
     wide[0] = net->channels, wide[1] = wide[2] = 2 * net->channels, wide[3] = 4 * net->channels;
@@ -6395,7 +6794,7 @@ static fo_tensor *fo__autoencoder_build(fo_tape *tape, fo_tensor *x, int outputs
                           0);
         x = x ? fo_leaky_relu(x, 0.01) : NULL;
     }
-    x = fo__net_neck(x, net->neck);
+    x = fo__net_bottleneck(x, net->bottleneck);
     x = x ? fo_leaky_relu(x, 0.01) : NULL;
     for (i = 0; i < 4; i++) {
         x = fo__net_conv4(x, fo__named_at("up", i, "").text, i < 3 ? wide[2 - i] : outputs,
@@ -6403,16 +6802,6 @@ static fo_tensor *fo__autoencoder_build(fo_tape *tape, fo_tensor *x, int outputs
         x = x && i < 3 ? fo_leaky_relu(x, 0.01) : x;
     }
     return x;
-}
-
-static fo_net_kind fo__net_builtin(size_t i) {
-    const fo_net_kind nets[] = {{"mlp", fo__mlp_build, 0},
-                                       {"resnet", fo__resnet_build, 1},
-                                       {"highway", fo__highway_build, 1},
-                                       {"glow", fo__glow_build, 1},
-                                       {"autoencoder", fo__autoencoder_build, 1},
-        {NULL, NULL, 0}};
-    return nets[i];
 }
 
 fo_net fo_net_named(const char *kind) {
@@ -6430,45 +6819,106 @@ fo_net fo_net_mlp(int hidden, int depth, int bottleneck) {
     return net;
 }
 
-static fo_result fo__net_find(fo_context *fo, const char *name, fo_net_kind *out) {
-    fo__net_entry *entry = fo->registry ? fo->registry->nets : NULL;
-    size_t         i;
-    for (i = 0; (*out = fo__net_builtin(i)).name; i++)
-        if (strcmp(out->name, name) == 0)
-            return FO_OK;
-    for (; entry; entry = entry->next)
-        if (strcmp(entry->kind.name, name) == 0) {
-            *out = entry->kind;
-            return FO_OK;
-        }
-    return fo__fail(fo, FO_ERR_ARGUMENT, "st-network '%.40s' is not known: use mlp, resnet, "
-                    "highway, glow or autoencoder, or make yours known with fo_register_net first",
-                    name);
-}
+/* ---- their settings -------------------------------------------------------------------------- */
 
-/* Names become words of the flow's text. */
-static int fo__is_word(const char *name) {
-    size_t n = name ? strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                   "0123456789_-") : 0;
-    return n > 0 && n < 40 && name[n] == 0;
-}
+/* The fields of fo_net that are settings under their own names. */
+#define FO__NET_FIELDS(X) X(hidden) X(depth) X(bottleneck) X(channels) X(blocks) X(skip) X(norm)
+
+#define FO__SET_HIDDEN {"hidden", 512, 1, 65536, FO_SETTING_SHOWN, NULL}
+#define FO__SET_CHANNELS {"channels", 32, 1, 4096, FO_SETTING_SHOWN, NULL}
+#define FO__SET_BLOCKS(flags) {"blocks", 2, 1, 64, flags, NULL}
+#define FO__SET_DEPTH(usual) {"depth", usual, 1, 64, 0, NULL}
+#define FO__SET_BOTTLENECK {"bottleneck", 0, 0, 65536, 0, NULL}
+#define FO__SET_SKIP {"skip", 1, 0, 1, 0, NULL}
+#define FO__SET_NORM {"norm", 1, 0, 1, 0, NULL}
+#define FO__SET_ACT(usual) {"act", usual, 0, 0, 0, FO__ACTIVATIONS}
+
+/* One row a net: name, does it see images, the settings that it reads. */
+#define FO__NETS(X)                                                                                \
+    X(mlp, 0, {FO__SET_HIDDEN, FO__SET_DEPTH(1), FO__SET_BOTTLENECK, FO__SET_ACT(0)})              \
+    X(resnet, 1, {FO__SET_CHANNELS, FO__SET_BLOCKS(FO_SETTING_SHOWN), FO__SET_BOTTLENECK,          \
+                  FO__SET_SKIP, FO__SET_NORM})                                                     \
+    X(highway, 1, {FO__SET_CHANNELS, FO__SET_DEPTH(3), FO__SET_ACT(1)})                            \
+    X(glow, 1, {FO__SET_CHANNELS})                                                                 \
+    X(autoencoder, 1, {FO__SET_CHANNELS, FO__SET_BOTTLENECK})
 
 fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind) {
-    struct fo__registry *registry = fo__registry_of(fo);
-    fo__net_entry       *entry;
-    if (registry == NULL)
-        return FO_ERR_MEMORY;
-    if (kind == NULL || !fo__is_word(kind->name) || kind->build == NULL)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_net: a build function and a name of "
-                        "letters, digits, _ and - are needed");
-    entry = (fo__net_entry *)fo__arena_alloc(&fo->arena, sizeof *entry);
-    if (entry == NULL || (entry->kind.name = fo__strdup(&fo->arena, kind->name)) == NULL)
-        return FO_ERR_MEMORY;
-    entry->kind.image = kind->image;
-    entry->kind.build = kind->build;
-    entry->next       = registry->nets;
-    registry->nets    = entry;
+    const fo_setting every[2][FO_MAX_SETTINGS] = {
+        {FO__SET_HIDDEN, FO__SET_DEPTH(1), FO__SET_BOTTLENECK, FO__SET_ACT(0)},
+        {FO__SET_CHANNELS, FO__SET_BLOCKS(0), FO__SET_DEPTH(1), FO__SET_BOTTLENECK, FO__SET_SKIP,
+         FO__SET_NORM, FO__SET_ACT(0)}};
+    fo_setting   settings[FO_MAX_SETTINGS];
+    fo__net_row *row;
+    memset(settings, 0, sizeof settings);
+    if (kind == NULL || kind->build == NULL)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_net: a build function is needed");
+    if (fo__settings_copy(fo, "fo_register_net", kind->settings[0].name ? kind->settings
+                                                     : every[kind->image != 0], settings) != FO_OK)
+        return FO_ERR_ARGUMENT;
+    row = (fo__net_row *)fo__row_add(fo, FO__A_NET, "fo_register_net", kind->name, sizeof *row);
+    if (row == NULL)
+        return FO_ERR_ARGUMENT;
+    row->kind      = *kind;
+    row->kind.name = row->head.name;
+    memcpy(row->kind.settings, settings, sizeof settings);
     return FO_OK;
+}
+
+static fo_result fo__nets_register(fo_context *fo) {
+    const fo_net_kind nets[] = {
+#define FO__ROW(name, image, ...) {#name, fo__##name##_build, image, __VA_ARGS__},
+        FO__NETS(FO__ROW)
+#undef FO__ROW
+    };
+    size_t i;
+    for (i = 0; i < sizeof nets / sizeof nets[0]; i++)
+        if (fo_register_net(fo, &nets[i]) != FO_OK)
+            return FO_ERR_MEMORY;
+    return FO_OK;
+}
+
+/* Kind and settings of a net, from its fields and its text; afterwards its fields hold them all. */
+static const fo_net_kind *fo__net_resolve(fo_context *fo, const char *where, fo__arena *arena,
+                                          fo_net *net) {
+#define FO__FIELD(name) {#name, &net->name},
+    const struct { const char *name; int *at; } field[] = {FO__NET_FIELDS(FO__FIELD)};
+#undef FO__FIELD
+    const int     fields = sizeof field / sizeof field[0];
+    fo__net_row  *row;
+    fo_settings  *s = &net->settings;
+    fo__reader    reader;
+    char          owner[64], text[48];
+    int           i, k;
+    row = (fo__net_row *)fo__row_find(fo, where, FO__A_NET, net->kind ? net->kind : "mlp");
+    if (row == NULL)
+        return NULL;
+    net->kind = row->kind.name;
+    snprintf(owner, sizeof owner, "net=%.40s", net->kind);
+    reader.fo = fo, reader.where = where, reader.owner = owner;
+    fo__settings_open(s, row->kind.settings);
+    for (i = 0; i <= fields; i++) {
+        const char *name = i < fields ? field[i].name : "act", *value = net->act;
+        if (i < fields) { /* negative: zero, on purpose */
+            snprintf(text, sizeof text, "%d", FO__MAX(*field[i].at, 0));
+            value = *field[i].at ? text : NULL;
+        }
+        k = fo__setting_index(s->list, name);
+        if (value && (k < 0 ? fo__setting_unknown(&reader, s, name)
+                            : fo__setting_read(&reader, s, k, value)))
+            return NULL;
+    }
+    if (fo__settings_read(&reader, s, net->more, row->kind.image ? "neck" : NULL) != FO_OK)
+        return NULL;
+    for (i = 0; i < fields; i++)
+        *field[i].at = (int)fo_setting_value(s, field[i].name);
+    k         = fo__setting_index(s->list, "act");
+    net->act  = NULL;
+    net->more = NULL;
+    if (k < 0 || s->list[k].words == NULL)
+        return &row->kind;
+    fo__word_at(s->list[k].words, (int)s->value[k], text);
+    net->act = fo__strdup(arena, text);
+    return net->act ? &row->kind : NULL;
 }
 
 /* ================================================================================================
@@ -6502,7 +6952,6 @@ static fo_state fo__mask_cycle(void *user, fo_shape shape, int phase, int c, int
            : quadrant == (phase + 1) % 4 ? FO_CHANGE : FO_PASS;
 }
 
-
 fo_mask fo_mask_named(const char *kind, int phase) {
     fo_mask mask;
     mask.kind  = kind;
@@ -6521,21 +6970,51 @@ fo_mask fo_mask_map(const unsigned char *map) {
     return mask;
 }
 
+typedef struct fo__mask_row {
+    fo__row_head head;
+    fo_mask_fn   fn;
+    void        *user;
+    double       input_factor; /* of the first batch norm of a network behind it */
+    int          shuffled;     /* the map is shuffled, another way for every other phase */
+    int          image;        /* it is about rows and columns */
+} fo__mask_row;
+
+/* One row a mask: name, function, input_factor, shuffled, image. Behind a checkerboard half of
+   what a network sees is zero: RealNVP doubles the rest. */
+#define FO__MASKS(X)                                                                               \
+    X(checkerboard, checkerboard, 2, 0, 1)                                                         \
+    X(channel, channel, 1, 0, 0)                                                                   \
+    X(horizontal, horizontal, 1, 0, 1)                                                             \
+    X(vertical, vertical, 1, 0, 1)                                                                 \
+    X(cycle, cycle, 1, 0, 1)                                                                       \
+    X(halves, halves, 1, 0, 0)                                                                     \
+    X(alternating, alternating, 1, 0, 0)                                                           \
+    X(random, halves, 1, 1, 0)
+
 fo_result fo_register_mask(fo_context *fo, const char *name, fo_mask_fn fn, void *user) {
-    struct fo__registry *registry = fo__registry_of(fo);
-    fo__mask_entry      *entry;
-    if (registry == NULL)
-        return FO_ERR_MEMORY;
-    if (!fo__is_word(name) || fn == NULL)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_mask: a function and a name of letters, "
-                        "digits, _ and - are needed");
-    entry = (fo__mask_entry *)fo__arena_alloc(&fo->arena, sizeof *entry);
-    if (entry == NULL || (entry->name = fo__strdup(&fo->arena, name)) == NULL)
-        return FO_ERR_MEMORY;
-    entry->fn       = fn;
-    entry->user     = user;
-    entry->next     = registry->masks;
-    registry->masks = entry;
+    fo__mask_row *row;
+    if (fn == NULL)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_mask: a function is needed");
+    row = (fo__mask_row *)fo__row_add(fo, FO__A_MASK, "fo_register_mask", name, sizeof *row);
+    if (row == NULL)
+        return FO_ERR_ARGUMENT;
+    row->fn           = fn;
+    row->user         = user;
+    row->input_factor = 1;
+    return FO_OK;
+}
+
+static fo_result fo__masks_register(fo_context *fo) {
+    fo__mask_row *row;
+#define FO__ROW(name, function, factor, shuffle, on_images)                                        \
+    if (fo_register_mask(fo, #name, fo__mask_##function, NULL) != FO_OK)                           \
+        return FO_ERR_MEMORY;                                                                      \
+    row               = (fo__mask_row *)fo__row_named(fo, FO__A_MASK, #name);                      \
+    row->input_factor = factor;                                                                    \
+    row->shuffled     = shuffle;                                                                   \
+    row->image        = on_images;
+    FO__MASKS(FO__ROW)
+#undef FO__ROW
     return FO_OK;
 }
 
@@ -6546,33 +7025,10 @@ static int64_t fo__below(uint64_t seed, uint64_t stream, int64_t i, int64_t n) {
     return (int64_t)((((uint64_t)four[1] << 32) | four[0]) % (uint64_t)n);
 }
 
-static fo_mask_fn fo__mask_find(fo_context *fo, const char *name, void **user) {
-    const struct { const char *name; fo_mask_fn fn; } masks[] = {
-        {"checkerboard", fo__mask_checkerboard}, {"channel", fo__mask_channel},
-        {"horizontal", fo__mask_horizontal},     {"vertical", fo__mask_vertical},
-        {"cycle", fo__mask_cycle},               {"halves", fo__mask_halves},
-        {"alternating", fo__mask_alternating},   {"random", fo__mask_halves}};
-    fo__mask_entry *entry = fo->registry ? fo->registry->masks : NULL;
-    size_t          i;
-    *user = NULL;
-    for (i = 0; i < sizeof masks / sizeof masks[0]; i++)
-        if (strcmp(masks[i].name, name) == 0)
-            return masks[i].fn;
-    for (; entry; entry = entry->next)
-        if (strcmp(entry->name, name) == 0) {
-            *user = entry->user;
-            return entry->fn;
-        }
-    fo__fail(fo, FO_ERR_ARGUMENT, "mask '%.40s' is not known: use checkerboard, channel, "
-             "horizontal, vertical, cycle, halves, alternating, random or map, or make yours known "
-             "with fo_register_mask first", name);
-    return NULL;
-}
-
 /* How many elements are conditioned on and changed; a map that cannot work is an error. */
 static fo_result fo__mask_counts(fo_context *fo, const char *kind, const unsigned char *map,
-                                 int64_t n, int *condition, int *change) {
-    int64_t i;
+                                 fo_shape shape, int *condition, int *change) {
+    int64_t i, n = fo_shape_count(shape);
     *condition = *change = 0;
     for (i = 0; i < n; i++) {
         if (map[i] > FO_PASS)
@@ -6583,16 +7039,16 @@ static fo_result fo__mask_counts(fo_context *fo, const char *kind, const unsigne
     }
     if (*condition == 0 || *change == 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "mask %s conditions on %d and changes %d of %lld "
-                        "elements: both must be at least 1", kind, *condition, *change,
-                        (long long)n);
+                        "elements: both must be at least 1%s", kind, *condition, *change,
+                        (long long)n, shape.h * shape.w > 1 ? "" : "; for vectors there are "
+                        "halves, alternating and random, and the preset tabular");
     return FO_OK;
 }
 
 fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned char *map) {
-    int64_t    n = fo_shape_count(shape), i = 0;
-    int        c, y, x, condition, change;
-    fo_mask_fn fn;
-    void      *user;
+    int64_t       n = fo_shape_count(shape), i = 0;
+    int           c, y, x, condition, change;
+    fo__mask_row *row;
     if (fo == NULL || map == NULL || mask.kind == NULL || mask.phase < 0 || n < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_mask_fill: a kind, a phase from 0 up, a shape and "
                         "room for the states are needed");
@@ -6600,23 +7056,23 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
         if (mask.map == NULL)
             return fo__fail(fo, FO_ERR_ARGUMENT, "a mask of kind map needs a map");
         memcpy(map, mask.map, (size_t)n);
-        return fo__mask_counts(fo, mask.kind, map, n, &condition, &change);
+        return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
     }
-    fn = fo__mask_find(fo, mask.kind, &user);
-    if (fn == NULL)
+    row = (fo__mask_row *)fo__row_find(fo, NULL, FO__A_MASK, mask.kind);
+    if (row == NULL)
         return fo->failed;
     for (c = 0; c < shape.c; c++)
         for (y = 0; y < shape.h; y++)
             for (x = 0; x < shape.w; x++)
-                map[i++] = (unsigned char)fn(user, shape, mask.phase, c, y, x);
-    for (i = n - 1; i > 0 && strcmp(mask.kind, "random") == 0; i--) { /* shuffled halves */
+                map[i++] = (unsigned char)row->fn(row->user, shape, mask.phase, c, y, x);
+    for (i = n - 1; i > 0 && row->shuffled; i--) {
         uint64_t      stream = FO__STREAM_MASK + (uint64_t)(mask.phase / 2);
         int64_t       j      = fo__below(0, stream, i, i + 1);
         unsigned char swap   = map[i];
         map[i] = map[j];
         map[j] = swap;
     }
-    return fo__mask_counts(fo, mask.kind, map, n, &condition, &change);
+    return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
 }
 
 size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_t size) {
@@ -6636,200 +7092,193 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
     return at;
 }
 
+/* Height and width first, 1 or 3 channels last: what NumPy calls N x H x W x C. */
+static int fo__channels_last(fo_shape s) {
+    return (s.w == 1 || s.w == 3) && s.c >= 8 && s.h >= 8 && s.c <= 2 * s.h && s.h <= 2 * s.c;
+}
+
 /* ================================================================================================
-   >>layers        encode, decode and backward of each kind of layer
+   >>layers        what every layer is made of; the layers that come before all that learns
 
    Purpose    the chain x -> z runs through one state buffer [rows,D], changed in place; a layer
               saves what it overwrites, so that backward walks the chain back bit by bit
    Invariants rows are independent; logdet of each (layer, row) accumulates in double; results do
               not depend on how rows are split over threads
-   Callers    >>flow (workspaces) and >>train
-   Papers     Dinh et al. 2017 (affine coupling), Dinh et al. 2014 (additive coupling)
+   Callers    >>flow builds layers, >>workspace runs them (fo__pass)
    ============================================================================================= */
-#define FO__CHANNELS 64 /* conv1x1 works on so many channels at most */
 #define FO__CHUNK 256 /* elements worked on at a time, in buffers on the stack */
 
-typedef struct fo__layer fo__layer;
-
-typedef enum fo__direction { FO__ENCODE, FO__DECODE, FO__BACKWARD } fo__direction;
-
-/* Rows [begin,end) of the batch, one direction through a layer. */
-typedef void fo__rows_fn(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                         int64_t end);
-
-/* One row of the table at the end of this room. A pass through a layer is `before`, once for the
-   whole batch, then `rows`, shared out over threads, then `after`; what is NULL is left out. */
-typedef struct fo__layer_kind {
-    const char *name;
-    const char *keys;   /* settings of its line: see fo__layer_write */
-    int         has_mask, affine;
-    int         front;  /* has no backward: it comes before all that learns */
-    int         learns; /* has parameters, and saves what it overwrites for their gradient */
-    fo_result (*setup)(fo_flow *flow, fo__layer *layer);
-    void (*init)(fo_flow *flow, const fo__layer *layer); /* first values */
-    void (*before)(fo_workspace *ws, int layer, fo__direction dir);
-    fo__rows_fn *rows;
-    void (*after)(fo_workspace *ws, int layer, fo__direction dir);
-} fo__layer_kind;
-
-struct fo__layer {
-    fo__layer_kind        kind;
-    const char           *text; /* its line */
-    double                alpha;
-    fo_mask               mask;
-    fo_net                net;
-    fo_shape              shape; /* of what comes in; the rest of a row is latent already */
-    unsigned char        *map;
-    int                   image;             /* the net sees a picture */
-    int                   n_in, n_change, n_out; /* numbers into and out of the net, and changed */
-    int                  *in_at, *change_at; /* flat indices into a row of the state; -1: a zero */
-    int                  *s_at, *t_at;       /* where in the net's output s and t of these are */
-    int                  *scale_at;          /* which scale belongs to a changed element */
-    int                   n_scale;
-    int                   alt, lu, reverse, seed;
-    int                  *from;              /* squeeze, permute: where an element comes from */
-    int64_t               scale, scale_v;    /* offsets of parameters and buffers; -1: none */
-    int64_t               bias, weight, lower, upper, sign, order, mean, std, measured;
-};
-
-typedef struct fo__train_state { /* what a checkpoint needs to go on */
-    fo_real      *m, *v, *ema;         /* Adam's moments, moving average of the weights */
-    int64_t       step, seen, skipped; /* steps, samples, steps dropped for NaN */
-    fo_train_desc desc;                /* resolved; of the preset before the first step */
-} fo__train_state;
-
-struct fo_flow {
-    fo__arena  arena;
-    fo_context *fo;
-    fo_shape   shape, end; /* of a sample; of what the next layer would see */
-    int64_t    size; /* D */
-    fo__layer *layers;
-    int        n_layers, room, broken, ready;
-    fo__params params, buffers;
-    fo_real   *values, *buffer_values;
-    char      *text;
-    fo__train_state train;
-};
+typedef struct fo__layer {
+    fo_layer           see;      /* what its hooks see */
+    const char        *text;     /* its line */
+    int                learns;   /* it has parameters */
+    int64_t            measured; /* buffer of a layer that measures: 0 until that was done */
+    fo_mask            mask;     /* of a layer that conditions, */
+    fo_net             net;
+    const fo_net_kind *net_kind; /* NULL: it does not */
+    int                n_in;     /* elements that its network sees, */
+    int               *in_at;    /* and their places in a row; -1: a zero */
+} fo__layer;
 
 typedef struct fo__slot { /* what a workspace holds for a layer */
-    fo_tape   *tape;
-    fo_tensor *x, *out;
-    fo_real   *kept, *save;
-    double    *matrix; /* conv1x1: W, its inverse, and room for a third */
-    int        recompute; /* its activations share a block and are recomputed in backward */
+    fo_pass          pass;
+    const fo__layer *layer;
+    fo_tape         *tape; /* of the st-network, for a whole batch */
+    fo_tensor       *in, *out;
+    fo_real         *kept;
+    int64_t          batch;
+    int              recompute; /* its activations share a block and are recomputed in backward */
 } fo__slot;
 
-struct fo_workspace {
-    fo__arena   arena;
-    fo_context *fo;
-    fo_flow    *flow;
-    int         batch, train;
-    int64_t     rows;    /* of the current call */
-    fo__slot   *slots;   /* one a layer */
-    int         n_slots;
-    fo_real    *scratch;
-    fo_real    *values, *grads;
-    fo_real    *state, *dstate, *spare; /* [batch,D] */
-    fo_real    *partial;        /* [batch,n_scale]: gradients of scales, a row a sample */
-    double     *terms;          /* [1+layers,batch]; while decoding: logdets of the decode */
-    double     *dlogdet;        /* [batch]: dLoss/d(logdet) of each row */
-    const fo_data *data;        /* of the current call */
-    const fo_data *negative;    /* or NULL; where the rows from `positive` on come from */
-    int64_t     positive;
-    int64_t    *sample;         /* which sample sits in each row, */
-    uint64_t   *noise;          /* which random stream its noise comes from, */
-    uint64_t    seed;           /* of this seed */
-    int         middle;         /* u = 1/2 instead of noise */
-    fo_norm     norm;           /* what the batch norms of all tapes do */
-    fo__pace    pace;
-};
+typedef struct fo__layer_row { fo__row_head head; fo_layer_kind kind; } fo__layer_row;
 
-typedef struct fo__rows_call {
-    fo_workspace *ws;
-    int           layer;
-    fo__direction       dir;
-    fo__rows_fn  *fn;
-} fo__rows_call;
-
-static void fo__rows_range(void *arg, int64_t begin, int64_t end) {
-    fo__rows_call *call = (fo__rows_call *)arg;
-    call->fn(call->ws, call->layer, call->dir, begin, end);
+fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind) {
+    fo_setting     settings[FO_MAX_SETTINGS];
+    fo__layer_row *row;
+    memset(settings, 0, sizeof settings);
+    if (kind == NULL || kind->conditions < 0 || (kind->front && kind->conditions))
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_layer: a kind is needed, and a layer "
+                        "that conditions has a backward: it is no front layer");
+    if (fo__settings_copy(fo, "fo_register_layer", kind->settings, settings) != FO_OK)
+        return FO_ERR_ARGUMENT;
+    row = (fo__layer_row *)fo__row_add(fo, FO__A_LAYER, "fo_register_layer", kind->name,
+                                       sizeof *row);
+    if (row == NULL)
+        return FO_ERR_ARGUMENT;
+    row->kind      = *kind;
+    row->kind.name = row->head.name;
+    memcpy(row->kind.settings, settings, sizeof settings);
+    return FO_OK;
 }
 
-static void fo__rows(fo_workspace *ws, int layer, fo__direction dir, fo__rows_fn *fn) {
-    fo__rows_call call;
-    call.ws    = ws;
-    call.layer = layer;
-    call.dir   = dir;
-    call.fn    = fn;
-    fo_parallel_for(ws->fo, ws->rows, fo__grain(4 * FO__NS_ELEMENT * (double)ws->flow->size),
-                    fo__rows_range, &call);
+/* A kind with nothing but its name: each block below fills in what its layer has. */
+static fo_layer_kind fo__layer_kind_of(const char *name) {
+    fo_layer_kind kind;
+    memset(&kind, 0, sizeof kind);
+    kind.name = name;
+    return kind;
 }
 
-static void fo__pass(fo_workspace *ws, int layer, fo__direction dir) {
-    const fo__layer_kind *kind = &ws->flow->layers[layer].kind;
-    if (kind->before)
-        kind->before(ws, layer, dir);
-    if (kind->rows)
-        fo__rows(ws, layer, dir, kind->rows);
-    if (kind->after)
-        kind->after(ws, layer, dir);
+static fo_setting fo__setting_of(const char *name, double usual, double least, double most,
+                                 int flags, const char *words) {
+    fo_setting s;
+    s.name = name, s.usual = usual, s.least = least, s.most = most;
+    s.flags = flags, s.words = words;
+    return s;
 }
 
-static double *fo__logdet(fo_workspace *ws, int layer) {
-    return ws->terms + (layer + 1) * (int64_t)ws->batch;
+typedef void fo__pass_fn(fo_pass *pass, int64_t begin, int64_t end);
+typedef struct fo__pass_call { fo_pass *pass; fo__pass_fn *fn; } fo__pass_call;
+
+static void fo__pass_range(void *arg, int64_t begin, int64_t end) {
+    fo__pass_call *call = (fo__pass_call *)arg;
+    call->fn(call->pass, begin, end);
 }
 
-static fo_real *fo__state(fo_workspace *ws, int64_t row) {
-    return ws->state + row * ws->flow->size;
+static void fo__pass_rows(fo_pass *pass, fo__pass_fn *fn) {
+    fo__pass_call call;
+    call.pass = pass;
+    call.fn   = fn;
+    fo_parallel_for(pass->fo, pass->rows, fo__grain(4 * FO__NS_ELEMENT * (double)pass->size),
+                    fo__pass_range, &call);
+}
+
+/* Encode copies the rows of x into save, backward copies them back. */
+static void fo__pass_keep(const fo_pass *p, int64_t row) {
+    const size_t bytes = (size_t)p->layer->width * sizeof(fo_real);
+    fo_real     *x = p->x + row * p->size, *save = p->save + row * p->layer->save;
+    if (p->direction == FO_BACKWARD)
+        memcpy(x, save, bytes);
+    else if (p->direction == FO_ENCODE && p->save)
+        memcpy(save, x, bytes);
+}
+
+/* Sum of dLoss/d(logdet) over the rows. */
+static double fo__dlogdet_sum(const fo_pass *p) {
+    double  sum = 0;
+    int64_t r;
+    for (r = 0; r < p->rows; r++)
+        sum += p->dlogdet[r];
+    return sum;
 }
 
 /* ---- dequantize: y = (x+u)/256, logdet = -D log 256 ------------------------------------------ */
 
-static fo_result fo__dequantize_setup(fo_flow *flow, fo__layer *layer) {
-    if (layer != flow->layers)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "dequantize must be the first layer");
+static fo_result fo__dequantize_shape(fo_layer *layer) {
+    if (layer->index != 0)
+        return fo__fail(layer->fo, FO_ERR_ARGUMENT, "dequantize must be the first layer");
     return FO_OK;
 }
 
+/* Are these all whole numbers from 0 to 255? NaN is left to those who look for it. */
+static int fo__are_pixels(const fo_real *x, int64_t n) {
+    int64_t i;
+    int     bad = 0;
+    for (i = 0; i < n; i++) {
+        fo_real whole = (fo_real)(int)(x[i] > 255 ? 256 : x[i] >= 0 ? x[i] : -1);
+        bad |= whole > 255 || x[i] < 0 || (x[i] <= 255 && x[i] > whole);
+    }
+    return !bad;
+}
+
+/* Anything else is not what the noise was made for: log_prob would mean nothing. */
+static void fo__dequantize_before(fo_pass *p) {
+    int64_t r, i;
+    if (p->direction != FO_ENCODE || p->any_values)
+        return;
+    for (r = 0; r < p->rows; r++) {
+        const fo_real *x = p->x + r * p->size;
+        if (fo__are_pixels(x, p->size))
+            continue;
+        for (i = 0; fo__are_pixels(x + i, 1);)
+            i++;
+        fo__fail(p->fo, FO_ERR_ARGUMENT, "sample %lld has the value %g at element %lld: dequantize "
+                 "takes whole numbers from 0 to 255; multiply pixels from 0..1 by 255, round what "
+                 "was decoded, or use standardize instead", (long long)p->sample[r], (double)x[i],
+                 (long long)i);
+        return;
+    }
+}
+
 /* Back to the middle of the pixel's cell, so that rounding gives the pixel. */
-static void fo__dequantize_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                                int64_t end) {
-    int64_t r, i, j, n, size = ws->flow->size;
+static void fo__dequantize_rows(fo_pass *p, int64_t begin, int64_t end) {
+    int64_t r, i, j, n, size = p->size;
     double  logdet = (double)size * log(256.0);
     fo_real u[FO__CHUNK];
     for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r);
-        for (i = 0; i < size && dir == FO__ENCODE; i += n) {
+        fo_real *x = p->x + r * size;
+        for (i = 0; i < size && p->direction == FO_ENCODE; i += n) {
             n = FO__MIN(FO__CHUNK, size - i);
-            if (!ws->middle)
-                fo_random_uniform(ws->seed, ws->noise[r], (uint64_t)i, n, u);
+            if (!p->middle)
+                fo_random_uniform(p->seed, p->stream[r], (uint64_t)i, n, u);
             for (j = 0; j < n; j++)
-                x[i + j] = (x[i + j] + (ws->middle ? (fo_real)0.5 : u[j])) / 256;
+                x[i + j] = (x[i + j] + (p->middle ? (fo_real)0.5 : u[j])) / 256;
         }
-        for (i = 0; i < size && dir == FO__DECODE; i++) {
+        for (i = 0; i < size && p->direction == FO_DECODE; i++) {
             fo_real grey = x[i] * 256 - (fo_real)0.5;
             x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
         }
-        fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? -logdet : logdet;
+        p->logdet[r] = p->direction == FO_ENCODE ? -logdet : logdet;
     }
+}
+
+static fo_layer_kind fo__dequantize_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("dequantize");
+    kind.front  = 1;
+    kind.shape  = fo__dequantize_shape;
+    kind.before = fo__dequantize_before;
+    kind.rows   = fo__dequantize_rows;
+    return kind;
 }
 
 /* ---- logit: v = 1/2 + (1-2a)(y-1/2), h = log v - log(1-v), dh/dy = (1-2a)/(v(1-v)) ----------- */
 
-static fo_result fo__logit_setup(fo_flow *flow, fo__layer *layer) {
-    if (!(layer->alpha > 0 && layer->alpha < 0.5))
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "logit alpha=%g: it must lie between 0 and 0.5; "
-                        "the paper uses 0.05", layer->alpha);
-    return FO_OK;
-}
-
 /* n elements of a row; returns the sum of log dh/dy, without its constant, in this direction. */
-static double fo__logit_part(const fo__kernels *kern, fo__direction dir, fo_real squash, int64_t n,
+static double fo__logit_part(const fo__kernels *kern, fo_direction dir, fo_real squash, int64_t n,
                              fo_real *x) {
     fo_real v[FO__CHUNK], w[FO__CHUNK];
     int64_t j;
-    if (dir == FO__ENCODE) {
+    if (dir == FO_ENCODE) {
         for (j = 0; j < n; j++) {
             v[j] = (fo_real)0.5 + squash * (x[j] - (fo_real)0.5);
             w[j] = 1 - v[j];
@@ -6848,68 +7297,105 @@ static double fo__logit_part(const fo__kernels *kern, fo__direction dir, fo_real
     return -kern->sum(n, v) - kern->sum(n, w);
 }
 
-static void fo__logit_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                           int64_t end) {
-    const fo_real squash = (fo_real)(1 - 2 * ws->flow->layers[layer].alpha);
-    const int64_t size   = ws->flow->size;
-    const double  constant = (double)size * log((double)squash);
+static void fo__logit_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo_real squash   = (fo_real)(1 - 2 * p->layer->settings.value[0]);
+    const double  constant = (double)p->size * log((double)squash);
     int64_t       r, i;
     for (r = begin; r < end; r++) {
-        double sum = dir == FO__ENCODE ? constant : -constant;
-        for (i = 0; i < size; i += FO__CHUNK)
-            sum += fo__logit_part(ws->fo->kernels, dir, squash, FO__MIN(FO__CHUNK, size - i),
-                                  fo__state(ws, r) + i);
-        fo__logdet(ws, layer)[r] = sum;
+        double sum = p->direction == FO_ENCODE ? constant : -constant;
+        for (i = 0; i < p->size; i += FO__CHUNK)
+            sum += fo__logit_part(p->fo->kernels, p->direction, squash,
+                                  FO__MIN(FO__CHUNK, p->size - i), p->x + r * p->size + i);
+        p->logdet[r] = sum;
     }
+}
+
+static fo_layer_kind fo__logit_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("logit");
+    kind.front       = 1;
+    kind.advice      = "logit takes numbers from 0 to 1: for pixels from 0 to 255 add dequantize "
+                       "before it";
+    kind.settings[0] = fo__setting_of("alpha", 0.05, 0, 0.5, FO_SETTING_REAL | FO_SETTING_SHOWN,
+                                      NULL);
+    kind.rows        = fo__logit_rows;
+    return kind;
 }
 
 /* ---- standardize: y = (x - mean)/std, logdet = -sum log std ---------------------------------- */
 
-/* The offset of "LAYER.name", made where it is new; -1 after an error. */
-static int64_t fo__layer_param(fo_flow *flow, const fo__layer *layer, fo__params *params,
-                               const char *name, int rank, const int64_t *dim, double start) {
-    fo__param *p;
-    char       full[64];
-    snprintf(full, sizeof full, "%d.%s", (int)(layer - flow->layers), name);
-    p = fo__param_get(flow->fo, params, &flow->arena, full, rank, dim,
-                      fo_init_of(FO_INIT_CONSTANT, start));
-    return p ? p->info.offset : -1;
+typedef struct fo__standardize { int64_t mean, std; } fo__standardize;
+
+static fo_result fo__standardize_shape(fo_layer *layer) {
+    fo__standardize *own = (fo__standardize *)fo_layer_alloc(layer, sizeof *own);
+    if (own == NULL)
+        return FO_ERR_MEMORY;
+    layer->own  = own;
+    layer->work = 2 * layer->width; /* sums of x and of x^2 while it measures */
+    own->mean   = fo_layer_buffer(layer, "mean", 1, &layer->width,
+                                  fo_init_of(FO_INIT_CONSTANT, 0));
+    own->std    = fo_layer_buffer(layer, "std", 1, &layer->width, fo_init_of(FO_INIT_CONSTANT, 1));
+    return own->std < 0 ? layer->fo->failed : FO_OK;
 }
 
-static fo_result fo__standardize_setup(fo_flow *flow, fo__layer *layer) {
-    int64_t size = fo_shape_count(layer->shape), one = 1;
-    layer->mean     = fo__layer_param(flow, layer, &flow->buffers, "mean", 1, &size, 0);
-    layer->std      = fo__layer_param(flow, layer, &flow->buffers, "std", 1, &size, 1);
-    layer->measured = fo__layer_param(flow, layer, &flow->buffers, "measured", 1, &one, 0);
-    if (size != flow->size)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "standardize must come before any split");
-    return layer->measured < 0 ? flow->fo->failed : FO_OK;
-}
-
-static void fo__standardize_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                                 int64_t end) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    const fo_real   *mean = ws->flow->buffer_values + l->mean;
-    const fo_real   *std  = ws->flow->buffer_values + l->std;
-    int64_t          r, i, size = ws->flow->size;
-    double           sum = 0;
-    for (i = 0; i < size; i++)
-        sum += log((double)std[i]);
-    for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r);
-        for (i = 0; i < size; i++)
-            x[i] = dir == FO__DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
-        fo__logdet(ws, layer)[r] = dir == FO__DECODE ? sum : -sum;
+/* Mean and standard deviation of each element over all the data; a constant element keeps std 1,
+   so that it stays harmless. */
+static void fo__standardize_measure(fo_pass *p, int64_t seen, int64_t count) {
+    const fo__standardize *own = (const fo__standardize *)p->layer->own;
+    double                *sum = p->work;
+    int64_t                r, i, n = p->layer->width;
+    if (seen == 0)
+        memset(sum, 0, (size_t)(2 * n) * sizeof *sum);
+    for (r = 0; r < p->rows; r++)
+        for (i = 0; i < n; i++) {
+            double x = (double)p->x[r * p->size + i];
+            sum[i] += x;
+            sum[n + i] += x * x;
+        }
+    for (i = 0; i < n && seen + p->rows == count; i++) {
+        double mean = sum[i] / (double)count;
+        double var  = sum[n + i] / (double)count - mean * mean;
+        p->buffers[own->mean + i] = (fo_real)mean;
+        p->buffers[own->std + i]  = (fo_real)(var > 1e-12 * (mean * mean + 1e-12) ? sqrt(var) : 1);
     }
 }
 
-/* ---- coupling: y = (x+t) exp(s), s = scale tanh(raw); additive: y = x+t ------------------------
+static void fo__standardize_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo__standardize *own  = (const fo__standardize *)p->layer->own;
+    const fo_real         *mean = p->buffers + own->mean, *std = p->buffers + own->std;
+    int64_t                r, i;
+    double                 sum = 0;
+    for (i = 0; i < p->size; i++)
+        sum += log((double)std[i]);
+    for (r = begin; r < end; r++) {
+        fo_real *x = p->x + r * p->size;
+        for (i = 0; i < p->size; i++)
+            x[i] = p->direction == FO_DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
+        p->logdet[r] = p->direction == FO_DECODE ? sum : -sum;
+    }
+}
 
-   The st-network sees x[in_at] and returns raw s at s_at and t at t_at. It runs on all `batch` rows
-   of its tape; rows past ws->rows hold numbers of earlier calls and are ignored. */
+static fo_layer_kind fo__standardize_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("standardize");
+    kind.front   = 1;
+    kind.shape   = fo__standardize_shape;
+    kind.measure = fo__standardize_measure;
+    kind.rows    = fo__standardize_rows;
+    return kind;
+}
 
-/* Does the mask give each channel one state? Then a picture net sees and makes whole channels. */
-static int fo__mask_by_channel(const fo__layer *l) {
+/* ================================================================================================
+   >>couplings     layers that condition: a mask, an st-network, and what they do with it
+
+   Purpose    the network sees x[in_at] and returns, for every changed element, as many outputs as
+              the layer's row says: s and t for a coupling, t alone for an additive one
+   Invariants what a layer conditions on is in the state in every direction through it, so that the
+              network can always be run; it runs on all rows of its tape, and those past the
+              batch's rows hold elements of earlier calls and are ignored
+   Papers     Dinh et al. 2017 (affine coupling), Dinh et al. 2014 (additive coupling)
+   ============================================================================================= */
+
+/* Does the mask give each channel one state? Then an image net sees and makes whole channels. */
+static int fo__mask_by_channel(const fo_layer *l) {
     int i, pixels = l->shape.h * l->shape.w;
     for (i = 0; i < l->shape.c * pixels; i++)
         if (l->map[i] != l->map[i / pixels * pixels])
@@ -6917,415 +7403,559 @@ static int fo__mask_by_channel(const fo__layer *l) {
     return 1;
 }
 
-/* The index lists of a coupling, from its map. */
-static void fo__coupling_lists(fo__layer *l, int by_channel) {
-    int i, in = 0, change = 0, pixels = l->shape.h * l->shape.w, size = l->shape.c * pixels;
-    for (i = 0; i < size; i++) {
-        if (l->map[i] == FO_CONDITION)
-            l->in_at[in++] = i;
-        else if (l->image && !by_channel)
-            l->in_at[in++] = -1;
-        if (l->map[i] == FO_CHANGE) {
-            l->s_at[change]        = l->image && !by_channel ? i : change;
-            l->scale_at[change]    = l->image ? l->s_at[change] / pixels
-                                     : pixels > 1 ? i / pixels : change;
-            l->change_at[change++] = i;
-        }
-    }
-    for (i = 0; i < change; i++)
-        l->t_at[i] = l->s_at[i] + (l->kind.affine ? l->n_out / 2 : 0);
-}
-
-static fo_result fo__coupling_setup(fo_flow *flow, fo__layer *layer) {
-    int64_t size = fo_shape_count(layer->shape), dim[4] = {1, 1, 1, 1};
-    int     pixels = layer->shape.h * layer->shape.w, by_channel, condition, *at;
-    fo_net_kind net;
-    layer->map = (unsigned char *)fo__arena_alloc(&flow->arena, (size_t)size);
-    if (fo__net_find(flow->fo, layer->net.kind, &net) || layer->map == NULL ||
-        fo_mask_fill(flow->fo, layer->mask, layer->shape, layer->map) ||
-        fo__mask_counts(flow->fo, layer->mask.kind, layer->map, size, &condition, &layer->n_change))
-        return flow->fo->failed;
-    layer->image   = net.image;
-    by_channel     = layer->image && fo__mask_by_channel(layer);
-    layer->n_in    = layer->image && !by_channel ? (int)size : condition;
-    layer->n_out   = (layer->kind.affine ? 2 : 1) *
-                   (layer->image && !by_channel ? (int)size : layer->n_change);
-    layer->n_scale = by_channel ? layer->n_change / pixels : pixels > 1 || layer->image
-                                      ? layer->shape.c : layer->n_change;
-    layer->net.input_factor = strcmp(layer->mask.kind, "checkerboard") == 0 ? 2 : 1;
-    at = (int *)fo__arena_alloc(&flow->arena,
-                                fo__times(layer->n_in + 4 * (int64_t)layer->n_change, sizeof(int)));
+/* The index lists of a layer from its map: what its network sees, what changes, and where in the
+   network's output the numbers for that are. */
+static fo_result fo__conditions_lists(fo__layer *layer, fo__arena *arena, int condition) {
+    fo_layer *l = &layer->see;
+    const int size = (int)l->width, outputs = l->kind->conditions;
+    const int whole = l->image && !fo__mask_by_channel(l); /* whole images in and out */
+    int       i, k, in = 0, change = 0, *at, *change_at, *out_at;
+    layer->n_in = whole ? size : condition;
+    l->n_out    = (int64_t)outputs * (whole ? size : l->n_change);
+    at = (int *)fo__arena_alloc(arena, fo__times(layer->n_in + (1 + outputs) * (int64_t)l->n_change,
+                                                 sizeof(int)));
     if (at == NULL)
         return FO_ERR_MEMORY;
-    layer->in_at     = at;
-    layer->change_at = at + layer->n_in;
-    layer->scale_at  = layer->change_at + layer->n_change;
-    layer->s_at      = layer->scale_at + layer->n_change;
-    layer->t_at      = layer->s_at + layer->n_change;
-    fo__coupling_lists(layer, by_channel);
-    layer->scale_v = -1;
-    dim[0]         = layer->n_scale;
-    if (layer->kind.affine) {
-        layer->scale = fo__layer_param(flow, layer, &flow->params,
-                                       layer->image ? "rescale.weight_g" : "scale",
-                                       layer->image ? 3 : 1, dim, 1);
-        if (layer->image && layer->scale >= 0) /* a gain like those of weight norms */
-            flow->params.list[flow->params.count - 1].init = fo_init_of(FO_INIT_ROW_NORMS, 1);
-        if (layer->image)
-            layer->scale_v = fo__layer_param(flow, layer, &flow->params, "rescale.weight_v", 3, dim,
-                                             1);
+    layer->in_at = at;
+    change_at    = at + layer->n_in;
+    out_at       = change_at + l->n_change;
+    for (i = 0; i < size; i++) {
+        if (l->map[i] == FO_CONDITION)
+            layer->in_at[in++] = i;
+        else if (whole)
+            layer->in_at[in++] = -1;
+        if (l->map[i] != FO_CHANGE)
+            continue;
+        for (k = 0; k < outputs; k++)
+            out_at[k * l->n_change + change] = k * (whole ? size : l->n_change) +
+                                               (whole ? i : change);
+        change_at[change++] = i;
     }
-    return flow->fo->failed;
+    l->change_at = change_at;
+    l->out_at    = out_at;
+    return FO_OK;
+}
+
+/* Mask, network and index lists, before the layer's own hook is called. */
+static fo_result fo__conditions_setup(fo__layer *layer, const char *where, fo__arena *arena) {
+    fo_layer      *l  = &layer->see;
+    fo_context    *fo = l->fo;
+    unsigned char *map;
+    fo__mask_row  *mask;
+    int            condition;
+    layer->mask.kind = fo__strdup(arena, layer->mask.kind ? layer->mask.kind : "");
+    layer->net_kind  = layer->mask.kind ? fo__net_resolve(fo, where, arena, &layer->net) : NULL;
+    map = layer->net_kind ? (unsigned char *)fo__arena_alloc(arena, (size_t)l->width) : NULL;
+    if (map == NULL || fo_mask_fill(fo, layer->mask, l->shape, map) != FO_OK ||
+        fo__mask_counts(fo, layer->mask.kind, map, l->shape, &condition, &l->n_change) != FO_OK)
+        return fo->failed;
+    mask     = (fo__mask_row *)fo__row_named(fo, FO__A_MASK, layer->mask.kind);
+    l->map   = map;
+    l->image = layer->net_kind->image;
+    layer->mask.map         = map; /* the user's own need not stay */
+    layer->net.input_factor = mask ? mask->input_factor : 1;
+    return fo__conditions_lists(layer, arena, condition);
+}
+
+static void fo__net_gather(fo_pass *p, int64_t begin, int64_t end) {
+    const fo__slot *slot = (const fo__slot *)p;
+    int64_t         r;
+    int             j, n = slot->layer->n_in;
+    const int      *at = slot->layer->in_at;
+    for (r = begin; r < end; r++) {
+        const fo_real *state = p->x + r * p->size;
+        fo_real       *x     = slot->in->data + r * n;
+        for (j = 0; j < n; j++)
+            x[j] = at[j] < 0 ? 0 : state[at[j]];
+    }
+}
+
+/* The gradient of what the layer conditions on. */
+static void fo__net_scatter(fo_pass *p, int64_t begin, int64_t end) {
+    const fo__slot *slot = (const fo__slot *)p;
+    int64_t         r;
+    int             j, n = slot->layer->n_in;
+    const int      *at = slot->layer->in_at;
+    for (r = begin; r < end; r++) {
+        fo_real       *dstate = p->dx + r * p->size;
+        const fo_real *dx     = slot->in->grad + r * n;
+        for (j = 0; j < n; j++)
+            if (at[j] >= 0)
+                dstate[at[j]] += dx[j];
+    }
+}
+
+/* The st-network's output for what the state holds now, unless it is still there. */
+static void fo__net_before(fo__slot *slot, const fo_norm *how) {
+    fo_pass *p    = &slot->pass;
+    fo_norm *norm = fo_tape_norm(slot->tape);
+    if (p->direction != FO_BACKWARD || slot->recompute) {
+        *norm           = *how;
+        norm->recompute = p->direction != FO_ENCODE;
+        norm->rows      = p->rows;
+        fo__pass_rows(p, fo__net_gather);
+        fo_forward(slot->tape);
+    }
+    p->net  = slot->out->data;
+    p->dnet = p->direction == FO_BACKWARD ? slot->out->grad : NULL;
+    if (p->dnet) { /* rows that are not there, outputs for elements that do not change */
+        int64_t used = slot->layer->see.image ? 0 : p->rows, n = slot->layer->see.n_out;
+        memset(p->dnet + used * n, 0, (size_t)((slot->batch - used) * n) * sizeof(fo_real));
+    }
+}
+
+static void fo__net_after(fo__slot *slot) {
+    if (slot->pass.direction != FO_BACKWARD)
+        return;
+    fo_backward(slot->tape, slot->out, NULL);
+    if (slot->in->grad)
+        fo__pass_rows(&slot->pass, fo__net_scatter);
+}
+
+/* ---- coupling: y = (x+t) exp(s), s = scale tanh(raw); additive: y = x+t ---------------------- */
+
+typedef struct fo__coupling {
+    int64_t scale, scale_v; /* parameters; -1: none */
+    int     n_scale;
+    int    *scale_at;       /* which scale belongs to a changed element */
+} fo__coupling;
+
+static fo_result fo__coupling_shape(fo_layer *layer) {
+    const int     pixels = layer->shape.h * layer->shape.w, n = layer->n_change;
+    const int     by_channel = layer->image && layer->n_out == n * (int64_t)2;
+    fo__coupling *own = (fo__coupling *)fo_layer_alloc(layer, sizeof *own);
+    int64_t       dim[3] = {1, 1, 1};
+    int           j;
+    if (own == NULL ||
+        (own->scale_at = (int *)fo_layer_alloc(layer, fo__times(n, sizeof(int)))) == NULL)
+        return FO_ERR_MEMORY;
+    layer->own   = own;
+    layer->save  = n;
+    own->n_scale = by_channel ? n / pixels : pixels > 1 ? layer->shape.c : n;
+    for (j = 0; j < n; j++)
+        own->scale_at[j] = by_channel ? j / pixels : pixels > 1 ? layer->change_at[j] / pixels : j;
+    dim[0]       = own->n_scale;
+    own->scale_v = -1;
+    if (!layer->image) {
+        own->scale = fo_layer_param(layer, "scale", 1, dim, fo_init_of(FO_INIT_CONSTANT, 1));
+        return own->scale < 0 ? layer->fo->failed : FO_OK;
+    }
+    own->scale   = fo_layer_param(layer, "rescale.weight_g", 3, dim, /* as in weight norms */
+                                  fo_init_of(FO_INIT_ROW_NORMS, 1));
+    own->scale_v = fo_layer_param(layer, "rescale.weight_v", 3, dim,
+                                  fo_init_of(FO_INIT_CONSTANT, 1));
+    return own->scale_v < 0 ? layer->fo->failed : FO_OK;
 }
 
 /* The scale of a coupling on images is weight-normed too: g * sign(v). */
-static fo_real fo__coupling_scale(const fo_workspace *ws, const fo__layer *l, int k) {
-    fo_real scale = ws->values[l->scale + k];
-    return l->scale_v >= 0 && ws->values[l->scale_v + k] < 0 ? -scale : scale;
-}
-
-static void fo__coupling_gather(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                                int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int64_t          r;
-    int              j;
-    (void)dir;
-    for (r = begin; r < end; r++) {
-        const fo_real *state = fo__state(ws, r);
-        fo_real       *x     = ws->slots[layer].x->data + r * l->n_in;
-        for (j = 0; j < l->n_in; j++)
-            x[j] = l->in_at[j] < 0 ? 0 : state[l->in_at[j]];
-    }
-}
-
-/* The gradient of what it conditions on. */
-static void fo__coupling_scatter(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                                 int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int64_t          r;
-    int              j;
-    (void)dir;
-    for (r = begin; r < end; r++) {
-        fo_real       *dstate = ws->dstate + r * ws->flow->size;
-        const fo_real *dx     = ws->slots[layer].x->grad + r * l->n_in;
-        for (j = 0; j < l->n_in; j++)
-            if (l->in_at[j] >= 0)
-                dstate[l->in_at[j]] += dx[j];
-    }
+static fo_real fo__coupling_scale(const fo_pass *p, const fo__coupling *own, int k) {
+    fo_real scale = p->values[own->scale + k];
+    return own->scale_v >= 0 && p->values[own->scale_v + k] < 0 ? -scale : scale;
 }
 
 /* m changed elements: exp(s), or exp(-s) for decoding, with s = scale tanh(raw); the tanh stays in
    `th` for the gradient. Returns the sum of s. */
-static double fo__coupling_exp_s(const fo_workspace *ws, const fo__layer *l, const fo_real *out,
-                                 fo__direction dir, int j, int m, fo_real *th, fo_real *s) {
-    double sum;
-    int    i;
+static double fo__coupling_exp_s(const fo_pass *p, const fo_real *net, int j, int m, fo_real *th,
+                                 fo_real *s) {
+    const fo__coupling *own  = (const fo__coupling *)p->layer->own;
+    const int          *s_at = p->layer->out_at + j;
+    double              sum;
+    int                 i;
     for (i = 0; i < m; i++)
-        th[i] = out[l->s_at[j + i]];
-    ws->fo->kernels->tanh(m, th, th);
+        th[i] = net[s_at[i]];
+    p->fo->kernels->tanh(m, th, th);
     for (i = 0; i < m; i++)
-        s[i] = fo__coupling_scale(ws, l, l->scale_at[j + i]) * th[i];
-    sum = ws->fo->kernels->sum(m, s);
-    if (dir == FO__DECODE)
-        ws->fo->kernels->scale(m, -1, s, s);
-    ws->fo->kernels->exp(m, s, s);
+        s[i] = fo__coupling_scale(p, own, own->scale_at[j + i]) * th[i];
+    sum = p->fo->kernels->sum(m, s);
+    if (p->direction == FO_DECODE)
+        p->fo->kernels->scale(m, -1, s, s);
+    p->fo->kernels->exp(m, s, s);
     return sum;
 }
 
 /* Backward of m changed elements, with dy = dLoss/dy and c = dLoss/d(logdet) of this row:
      dx = dy exp(s), dt = dx, ds = dy y + c  (y = (x+t) exp(s), logdet = sum of s)
-     d raw = ds scale (1 - tanh^2), d scale = sum of ds tanh
+     d raw = ds scale (1 - tanh^2), d scale = sum of ds tanh: a row of `spare`
    The state goes back from y to the saved x. */
-static void fo__coupling_undo(fo_workspace *ws, int layer, int64_t row, int j, int m,
-                              const fo_real *th, const fo_real *s) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    fo_real         *dout = slot->out->grad + row * l->n_out, c = (fo_real)ws->dlogdet[row];
-    fo_real         *y = fo__state(ws, row), *dy = ws->dstate + row * ws->flow->size;
-    fo_real         *dscale = ws->partial + row * l->n_scale;
-    int              i;
+static void fo__coupling_undo(const fo_pass *p, int64_t row, int j, int m, const fo_real *th,
+                              const fo_real *s) {
+    const fo_layer     *l   = p->layer;
+    const fo__coupling *own = (const fo__coupling *)l->own;
+    const int *s_at = l->out_at + j, *t_at = s_at + l->n_change, *at = l->change_at + j;
+    fo_real   *dnet = p->dnet + row * l->n_out, c = (fo_real)p->dlogdet[row];
+    fo_real   *y = p->x + row * p->size, *dy = p->dx + row * p->size;
+    fo_real   *save = p->save + row * l->save + j, *dscale = p->spare + row * p->size;
+    int        i;
     for (i = 0; i < m; i++) {
-        int at = l->change_at[j + i];
-        if (l->kind.affine) {
-            fo_real ds = dy[at] * y[at] + c;
-            int     k  = l->scale_at[j + i];
-            dout[l->s_at[j + i]] = ds * fo__coupling_scale(ws, l, k) * (1 - th[i] * th[i]);
-            dscale[k] += ds * th[i];
-            dy[at] *= s[i];
-        }
-        dout[l->t_at[j + i]] = dy[at];
-        y[at]                = slot->save[row * l->n_change + j + i];
+        fo_real ds = dy[at[i]] * y[at[i]] + c;
+        int     k  = own->scale_at[j + i];
+        dnet[s_at[i]] = ds * fo__coupling_scale(p, own, k) * (1 - th[i] * th[i]);
+        dscale[k] += ds * th[i];
+        dy[at[i]] *= s[i];
+        dnet[t_at[i]] = dy[at[i]];
+        y[at[i]]      = save[i];
     }
 }
 
-static void fo__coupling_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                              int64_t end) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    fo_real          th[FO__CHUNK], s[FO__CHUNK];
-    int              i, j, m, n = l->n_change, affine = l->kind.affine;
-    int64_t          r;
+static void fo__coupling_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo_layer     *l   = p->layer;
+    const fo__coupling *own = (const fo__coupling *)l->own;
+    fo_real             th[FO__CHUNK], s[FO__CHUNK];
+    int                 i, j, m;
+    int64_t             r;
     for (r = begin; r < end; r++) {
-        const fo_real *out = slot->out->data + r * l->n_out;
-        fo_real       *x   = fo__state(ws, r);
+        const fo_real *net = p->net + r * l->n_out;
+        fo_real       *x   = p->x + r * p->size;
         double         sum = 0;
-        if (dir == FO__BACKWARD && affine)
-            memset(ws->partial + r * l->n_scale, 0, (size_t)l->n_scale * sizeof *x);
-        if (dir == FO__BACKWARD && l->image) /* outputs for elements that do not change */
-            memset(slot->out->grad + r * l->n_out, 0, (size_t)l->n_out * sizeof *x);
-        for (j = 0; j < n; j += m) {
-            m = FO__MIN(FO__CHUNK, n - j);
-            if (affine)
-                sum += fo__coupling_exp_s(ws, l, out, dir, j, m, th, s);
-            if (dir == FO__BACKWARD)
-                fo__coupling_undo(ws, layer, r, j, m, th, s);
-            for (i = 0; i < m && dir == FO__ENCODE; i++) {
-                fo_real *at = &x[l->change_at[j + i]], t = out[l->t_at[j + i]];
-                if (slot->save)
-                    slot->save[r * n + j + i] = *at;
-                *at = affine ? (*at + t) * s[i] : *at + t;
+        if (p->direction == FO_BACKWARD)
+            memset(p->spare + r * p->size, 0, (size_t)own->n_scale * sizeof *x);
+        for (j = 0; j < l->n_change; j += m) {
+            const int *at = l->change_at + j, *t_at = l->out_at + l->n_change + j;
+            m = FO__MIN(FO__CHUNK, l->n_change - j);
+            sum += fo__coupling_exp_s(p, net, j, m, th, s);
+            if (p->direction == FO_BACKWARD)
+                fo__coupling_undo(p, r, j, m, th, s);
+            for (i = 0; i < m && p->direction == FO_ENCODE; i++) {
+                if (p->save)
+                    p->save[r * l->save + j + i] = x[at[i]];
+                x[at[i]] = (x[at[i]] + net[t_at[i]]) * s[i];
             }
-            for (i = 0; i < m && dir == FO__DECODE; i++) {
-                fo_real *at = &x[l->change_at[j + i]];
-                *at = (affine ? *at * s[i] : *at) - out[l->t_at[j + i]];
-            }
+            for (i = 0; i < m && p->direction == FO_DECODE; i++)
+                x[at[i]] = x[at[i]] * s[i] - net[t_at[i]];
         }
-        if (dir != FO__BACKWARD)
-            fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? sum : -sum;
+        if (p->direction != FO_BACKWARD)
+            p->logdet[r] = p->direction == FO_ENCODE ? sum : -sum;
     }
 }
 
-/* The st-network of the layer, on what the state holds now: what it conditions on is there in
-   every direction through the layer. */
-static void fo__coupling_before(fo_workspace *ws, int layer, fo__direction dir) {
-    fo_norm *norm = fo_tape_norm(ws->slots[layer].tape);
-    if (dir == FO__BACKWARD && !ws->slots[layer].recompute)
-        return;
-    *norm       = ws->norm;
-    norm->recompute = dir != FO__ENCODE;
-    norm->rows  = ws->rows;
-    fo__rows(ws, layer, dir, fo__coupling_gather);
-    fo_forward(ws->slots[layer].tape);
-}
-
-static void fo__coupling_after(fo_workspace *ws, int layer, fo__direction dir) {
-    const fo__layer *l    = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    int64_t          r, rest = (ws->batch - ws->rows) * (int64_t)l->n_out;
-    int              k;
-    if (dir != FO__BACKWARD)
-        return;
-    memset(slot->out->grad + ws->rows * l->n_out, 0, (size_t)rest * sizeof(fo_real));
-    for (k = 0; k < l->n_scale && l->kind.affine; k++) {
+/* The gradient of the scales, summed over the rows. */
+static void fo__coupling_after(fo_pass *p) {
+    const fo__coupling *own = (const fo__coupling *)p->layer->own;
+    int64_t             r;
+    int                 k;
+    for (k = 0; k < own->n_scale && p->direction == FO_BACKWARD; k++) {
         double sum = 0;
-        for (r = 0; r < ws->rows; r++)
-            sum += (double)ws->partial[r * l->n_scale + k];
-        if (l->scale_v >= 0) { /* g sign(v): v only says which sign */
-            sum = ws->values[l->scale_v + k] < 0 ? -sum : sum;
-            ws->grads[l->scale_v + k] = 0;
+        for (r = 0; r < p->rows; r++)
+            sum += (double)p->spare[r * p->size + k];
+        if (own->scale_v >= 0) { /* g sign(v): v only says which sign */
+            sum = p->values[own->scale_v + k] < 0 ? -sum : sum;
+            p->grads[own->scale_v + k] = 0;
         }
-        ws->grads[l->scale + k] = (fo_real)sum;
+        p->grads[own->scale + k] = (fo_real)sum;
     }
-    fo_backward(slot->tape, slot->out, NULL);
-    if (slot->x->grad)
-        fo__rows(ws, layer, dir, fo__coupling_scatter);
 }
 
-static void fo__no_logdet(fo_workspace *ws, int layer, fo__direction dir) {
-    if (dir != FO__BACKWARD)
-        memset(fo__logdet(ws, layer), 0, (size_t)ws->rows * sizeof(double));
+static fo_layer_kind fo__coupling_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("coupling");
+    kind.conditions = 2;
+    kind.shape      = fo__coupling_shape;
+    kind.rows       = fo__coupling_rows;
+    kind.after      = fo__coupling_after;
+    return kind;
 }
 
-/* Sum of dLoss/d(logdet) over the rows. */
-static double fo__dlogdet_sum(const fo_workspace *ws) {
-    double  sum = 0;
-    int64_t r;
-    for (r = 0; r < ws->rows; r++)
-        sum += ws->dlogdet[r];
-    return sum;
+static fo_result fo__additive_shape(fo_layer *layer) {
+    layer->save = layer->n_change;
+    return FO_OK;
 }
 
-/* ---- squeeze, unsqueeze, permute: the same numbers in other places; logdet = 0 ----------------
+/* dt = dx = dy; the saved x comes back to the last bit, which y - t would not. */
+static void fo__additive_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo_layer *l = p->layer;
+    int64_t         r;
+    int             j;
+    for (r = begin; r < end; r++)
+        for (j = 0; j < l->n_change; j++) {
+            fo_real *x = &p->x[r * p->size + l->change_at[j]];
+            int64_t  t = r * l->n_out + l->out_at[j], kept = r * l->save + j;
+            if (p->direction == FO_BACKWARD) {
+                p->dnet[t] = p->dx[r * p->size + l->change_at[j]];
+                *x         = p->save[kept];
+                continue;
+            }
+            if (p->direction == FO_ENCODE && p->save)
+                p->save[kept] = *x;
+            *x += p->direction == FO_ENCODE ? p->net[t] : -p->net[t];
+        }
+}
+
+static fo_layer_kind fo__additive_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("additive");
+    kind.conditions = 1;
+    kind.shape      = fo__additive_shape;
+    kind.rows       = fo__additive_rows;
+    return kind;
+}
+
+/* ================================================================================================
+   >>mixing        layers that move or mix elements: squeeze, permute, split, actnorm, conv1x1
+
+   Purpose    between couplings: other elements condition, and every scale of a picture is seen
+   Papers     Dinh et al. 2017 (squeeze, split), Kingma & Dhariwal 2018 (actnorm, conv1x1)
+   ============================================================================================= */
+
+/* ---- squeeze, unsqueeze, permute: the same elements in other places; logdet = 0 ---------------
 
    squeeze: C x H x W -> 4C x H/2 x W/2. Channel c*4 + 2*dy + dx holds pixel (dy,dx) of every 2 x 2
    block of channel c; with order=alt (RealNVP's own) channel p*C + c, p running over (0,0), (1,1),
    (0,1), (1,0), so that the first half of the channels is a checkerboard. */
-static int fo__squeeze_place(const fo__layer *layer, fo_shape in, int i) {
+static int fo__squeeze_place(fo_shape in, int alt, int i) {
     static const int order[4] = {0, 2, 3, 1}; /* of 2*dy + dx among (0,0) (1,1) (0,1) (1,0) */
     int c = i / (in.h * in.w), y = i / in.w % in.h, x = i % in.w, block = y % 2 * 2 + x % 2;
-    int channel = layer->alt ? order[block] * in.c + c : c * 4 + block;
+    int channel = alt ? order[block] * in.c + c : c * 4 + block;
     return (channel * (in.h / 2) + y / 2) * (in.w / 2) + x / 2;
 }
 
-static fo_result fo__place_setup(fo_flow *flow, fo__layer *layer) {
-    fo_shape in = layer->shape, out = in;
-    int      squeeze = layer->kind.name[0] == 's', i, n = (int)fo_shape_count(in);
-    layer->from = (int *)fo__arena_alloc(&flow->arena, fo__times(n, sizeof(int)));
-    if (layer->from == NULL)
+/* N x H x W x C instead of N x C x H x W? Then say so. */
+static const char *fo__shape_hint(fo_shape s) {
+    return fo__channels_last(s) ? "; this looks like N x H x W x C: transpose it to N x C x H x W"
+                                : "";
+}
+
+static fo_result fo__squeeze_shape(fo_layer *layer) {
+    fo_shape in   = layer->shape;
+    int     *from = (int *)fo_layer_alloc(layer, fo__times(layer->width, sizeof(int))), i;
+    if (from == NULL)
         return FO_ERR_MEMORY;
-    if (layer->kind.name[0] == 'p') { /* permute whole channels */
-        int pixels = in.h * in.w, *order = layer->from, c;
-        for (c = 0; c < in.c; c++)
-            order[c] = layer->reverse ? in.c - 1 - c : c;
-        for (c = in.c - 1; c > 0 && !layer->reverse; c--) {
-            int j    = (int)fo__below((uint64_t)layer->seed, FO__STREAM_PERMUTE, c, c + 1);
-            int swap = order[c];
-            order[c] = order[j];
-            order[j] = swap;
-        }
-        for (i = n - 1; i >= 0; i--) /* from the back: the front still holds the channels */
-            layer->from[i] = order[i / pixels] * pixels + i % pixels;
-        return FO_OK;
-    }
-    if (squeeze ? in.h % 2 || in.w % 2 : in.c % 4)
-        return fo__fail(flow->fo, FO_ERR_SHAPE, "%s of %dx%dx%d: %s", layer->kind.name, in.c, in.h,
-                        in.w, squeeze ? "height and width must be even"
-                                      : "the channels must be a multiple of 4");
-    out.c = squeeze ? in.c * 4 : in.c / 4;
-    out.h = squeeze ? in.h / 2 : in.h * 2;
-    out.w = squeeze ? in.w / 2 : in.w * 2;
-    for (i = 0; i < n; i++) {
-        int place = fo__squeeze_place(layer, squeeze ? in : out, i);
-        if (squeeze)
-            layer->from[place] = i;
-        else
-            layer->from[i] = place;
-    }
-    flow->end = out;
+    if (in.h % 2 || in.w % 2)
+        return fo__fail(layer->fo, FO_ERR_SHAPE, "squeeze of %dx%dx%d: height and width must be "
+                        "even%s", in.c, in.h, in.w, fo__shape_hint(in));
+    layer->out.c = in.c * 4, layer->out.h = in.h / 2, layer->out.w = in.w / 2;
+    for (i = 0; i < layer->width; i++)
+        from[fo__squeeze_place(in, layer->settings.value[0] != 0, i)] = i;
+    layer->from = from;
     return FO_OK;
 }
 
-/* The state, and going backward its gradient too: to[i] = row[from[i]], or back. */
-static void fo__place_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                           int64_t end) {
-    const int *from = ws->flow->layers[layer].from;
-    int64_t    r, i, n = fo_shape_count(ws->flow->layers[layer].shape), size = ws->flow->size;
-    int        pass, back = dir != FO__ENCODE;
+static fo_result fo__unsqueeze_shape(fo_layer *layer) {
+    fo_shape in   = layer->shape;
+    int     *from = (int *)fo_layer_alloc(layer, fo__times(layer->width, sizeof(int))), i;
+    if (from == NULL)
+        return FO_ERR_MEMORY;
+    if (in.c % 4)
+        return fo__fail(layer->fo, FO_ERR_SHAPE, "unsqueeze of %dx%dx%d: the channels must be a "
+                        "multiple of 4", in.c, in.h, in.w);
+    layer->out.c = in.c / 4, layer->out.h = in.h * 2, layer->out.w = in.w * 2;
+    for (i = 0; i < layer->width; i++)
+        from[i] = fo__squeeze_place(layer->out, layer->settings.value[0] != 0, i);
+    layer->from = from;
+    return FO_OK;
+}
+
+static fo_result fo__permute_shape(fo_layer *layer) {
+    const int seed = (int)fo_setting_value(&layer->settings, "seed");
+    const int reverse = fo_setting_value(&layer->settings, "reverse") != 0;
+    int       n = layer->shape.c, pixels = layer->shape.h * layer->shape.w, c, i;
+    int      *order = (int *)fo_layer_alloc(layer, fo__times(layer->width, sizeof(int)));
+    if (order == NULL)
+        return FO_ERR_MEMORY;
+    if (reverse && fo__setting_given(&layer->settings, "seed"))
+        return fo__fail(layer->fo, FO_ERR_ARGUMENT, "permute seed=%d reverse=1: leave one of them "
+                        "out", seed);
+    for (c = 0; c < n; c++)
+        order[c] = reverse ? n - 1 - c : c;
+    for (c = n - 1; c > 0 && !reverse; c--) {
+        int j    = (int)fo__below((uint64_t)seed, FO__STREAM_PERMUTE, c, c + 1);
+        int swap = order[c];
+        order[c] = order[j];
+        order[j] = swap;
+    }
+    /* whole channels, from the back, because the front still holds their order */
+    for (i = (int)layer->width - 1; i >= 0; i--)
+        order[i] = order[i / pixels] * pixels + i % pixels;
+    layer->from = order;
+    return FO_OK;
+}
+
+/* The pass of every layer that only moves elements: y[i] = x[from[i]], and back; going backward
+   the gradient goes the same way. */
+static void fo__move_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const int *from = p->layer->from;
+    int64_t    r, i, n = p->layer->width;
+    int        k, back = p->direction != FO_ENCODE;
     for (r = begin; r < end; r++)
-        for (pass = 0; pass < (dir == FO__BACKWARD ? 2 : 1); pass++) {
-            fo_real *row = (pass ? ws->dstate : ws->state) + r * size, *to = ws->spare + r * size;
+        for (k = 0; k < (p->direction == FO_BACKWARD ? 2 : 1); k++) {
+            fo_real *row = (k ? p->dx : p->x) + r * p->size, *to = p->spare + r * p->size;
             for (i = 0; i < n; i++)
                 to[back ? from[i] : i] = row[back ? i : from[i]];
             memcpy(row, to, (size_t)n * sizeof *row);
         }
 }
 
+static fo_layer_kind fo__squeeze_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("squeeze");
+    kind.settings[0]   = fo__setting_of("order", 0, 0, 0, 0, "plain alt");
+    kind.shape         = fo__squeeze_shape;
+    return kind;
+}
+
+static fo_layer_kind fo__unsqueeze_kind(void) {
+    fo_layer_kind kind = fo__squeeze_kind();
+    kind.name          = "unsqueeze";
+    kind.shape         = fo__unsqueeze_shape;
+    return kind;
+}
+
+static fo_layer_kind fo__permute_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("permute");
+    kind.settings[0]   = fo__setting_of("seed", 0, 0, 1 << 24, 0, NULL);
+    kind.settings[1]   = fo__setting_of("reverse", 0, 0, 1, 0, NULL);
+    kind.shape         = fo__permute_shape;
+    return kind;
+}
+
 /* ---- split: the second half of the channels is latent from here on (multi-scale) --------------
 
    Channels are the outermost dimension, so the part that goes on is the front of the row and the
    latent part stays where it lies: nothing moves. */
-static fo_result fo__split_setup(fo_flow *flow, fo__layer *layer) {
+static fo_result fo__split_shape(fo_layer *layer) {
     if (layer->shape.c % 2)
-        return fo__fail(flow->fo, FO_ERR_SHAPE, "split of %dx%dx%d: the channels must be even",
+        return fo__fail(layer->fo, FO_ERR_SHAPE, "split of %dx%dx%d: the channels must be even",
                         layer->shape.c, layer->shape.h, layer->shape.w);
-    flow->end.c = layer->shape.c / 2;
+    layer->out.c = layer->shape.c / 2;
     return FO_OK;
+}
+
+static fo_layer_kind fo__split_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("split");
+    kind.shape         = fo__split_shape;
+    return kind;
 }
 
 /* ---- actnorm: y = (x + bias) exp(log_scale) per channel, logdet = H W sum(log_scale) ----------
 
    Kingma & Dhariwal 2018. Measured on the first batch so that every channel starts with mean 0 and
    variance 1; a channel that is constant there keeps its scale and stays harmless. */
-static fo_result fo__actnorm_setup(fo_flow *flow, fo__layer *layer) {
-    int64_t c = layer->shape.c, one = 1;
-    layer->bias     = fo__layer_param(flow, layer, &flow->params, "bias", 1, &c, 0);
-    layer->scale    = fo__layer_param(flow, layer, &flow->params, "log_scale", 1, &c, 0);
-    layer->measured = fo__layer_param(flow, layer, &flow->buffers, "measured", 1, &one, 0);
-    return layer->measured < 0 ? flow->fo->failed : FO_OK;
+typedef struct fo__actnorm { int64_t bias, scale; } fo__actnorm;
+
+static fo_result fo__actnorm_shape(fo_layer *layer) {
+    fo__actnorm *own = (fo__actnorm *)fo_layer_alloc(layer, sizeof *own);
+    int64_t      c   = layer->shape.c;
+    if (own == NULL)
+        return FO_ERR_MEMORY;
+    layer->own  = own;
+    layer->save = layer->width;
+    own->bias   = fo_layer_param(layer, "bias", 1, &c, fo_init_of(FO_INIT_CONSTANT, 0));
+    own->scale  = fo_layer_param(layer, "log_scale", 1, &c, fo_init_of(FO_INIT_CONSTANT, 0));
+    return own->scale < 0 ? layer->fo->failed : FO_OK;
 }
 
-/* dx = dy exp(s) */
-static void fo__actnorm_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                             int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    const fo_real   *bias = ws->values + l->bias, *scale = ws->values + l->scale;
-    fo_real         *save = ws->slots[layer].save;
-    int64_t          r, i, n = l->shape.h * l->shape.w, size = n * l->shape.c;
-    double           sum = 0;
-    int              c;
-    for (c = 0; c < l->shape.c; c++)
-        sum += (double)n * (double)scale[c];
-    for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r), *dy = dir == FO__BACKWARD ? ws->dstate + r * ws->flow->size
-                                                                 : NULL;
-        if (save && dir == FO__ENCODE)
-            memcpy(save + r * size, x, (size_t)size * sizeof *x);
-        if (dir == FO__BACKWARD)
-            memcpy(x, save + r * size, (size_t)size * sizeof *x);
-        else
-            fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? sum : -sum;
-        for (c = 0; c < l->shape.c; c++) {
-            fo_real e = (fo_real)exp(dir == FO__DECODE ? -(double)scale[c] : (double)scale[c]);
-            if (dy)
-                ws->fo->kernels->scale(n, e, dy + c * n, dy + c * n);
-            for (i = c * n; i < (c + 1) * n && !dy; i++)
-                x[i] = dir == FO__DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
-        }
-    }
-}
-
-/* Mean and standard deviation of channel c over the rows that are in the state. */
-static void fo__actnorm_measure(fo_workspace *ws, const fo__layer *l) {
-    int64_t r, i, n = l->shape.h * l->shape.w;
-    int     c;
-    for (c = 0; c < l->shape.c; c++) {
-        double sum = 0, square = 0, count = (double)(n * ws->rows), mean;
-        for (r = 0; r < ws->rows; r++)
-            sum += ws->fo->kernels->sum(n, fo__state(ws, r) + c * n);
-        mean = sum / count;
-        for (r = 0; r < ws->rows; r++)
+/* Mean and standard deviation of each channel over the batch, in two passes: nothing cancels. */
+static void fo__actnorm_measure(fo_pass *p, int64_t seen, int64_t count) {
+    const fo__actnorm *own = (const fo__actnorm *)p->layer->own;
+    int64_t            r, i, n = p->layer->shape.h * p->layer->shape.w;
+    int                c;
+    (void)seen, (void)count;
+    for (c = 0; c < p->layer->shape.c; c++) {
+        double sum = 0, square = 0, all = (double)(n * p->rows), mean;
+        for (r = 0; r < p->rows; r++)
+            sum += p->fo->kernels->sum(n, p->x + r * p->size + c * n);
+        mean = sum / all;
+        for (r = 0; r < p->rows; r++)
             for (i = 0; i < n; i++) {
-                double d = (double)fo__state(ws, r)[c * n + i] - mean;
+                double d = (double)p->x[r * p->size + c * n + i] - mean;
                 square += d * d;
             }
-        square = sqrt(square / count);
-        ws->flow->values[l->bias + c]  = (fo_real)-mean;
-        ws->flow->values[l->scale + c] = (fo_real)(square > 1e-3 ? -log(square) : 0);
+        square = sqrt(square / all);
+        p->values[own->bias + c]  = (fo_real)-mean;
+        p->values[own->scale + c] = (fo_real)(square > 1e-3 ? -log(square) : 0);
     }
-    ws->flow->buffer_values[l->measured] = 1;
 }
 
 /* dbias = sum of dx, ds = sum of dy y + c H W rows */
-static void fo__actnorm_before(fo_workspace *ws, int layer, fo__direction dir) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int64_t          r, n = l->shape.h * l->shape.w;
-    int              c;
-    if (dir == FO__ENCODE && ws->norm.mode == FO_NORM_TRAIN &&
-        ws->flow->buffer_values[l->measured] == 0)
-        fo__actnorm_measure(ws, l);
-    for (c = 0; c < l->shape.c && dir == FO__BACKWARD; c++) {
-        double ds = fo__dlogdet_sum(ws) * (double)n, db = 0;
-        for (r = 0; r < ws->rows; r++) {
-            const fo_real *dy = ws->dstate + r * ws->flow->size + c * n;
-            ds += ws->fo->kernels->dot(n, dy, fo__state(ws, r) + c * n);
-            db += ws->fo->kernels->sum(n, dy);
+static void fo__actnorm_before(fo_pass *p) {
+    const fo__actnorm *own = (const fo__actnorm *)p->layer->own;
+    int64_t            r, n = p->layer->shape.h * p->layer->shape.w;
+    int                c;
+    for (c = 0; c < p->layer->shape.c && p->direction == FO_BACKWARD; c++) {
+        double ds = fo__dlogdet_sum(p) * (double)n, db = 0;
+        for (r = 0; r < p->rows; r++) {
+            const fo_real *dy = p->dx + r * p->size + c * n;
+            ds += p->fo->kernels->dot(n, dy, p->x + r * p->size + c * n);
+            db += p->fo->kernels->sum(n, dy);
         }
-        ws->grads[l->bias + c]  = (fo_real)(db * exp((double)ws->values[l->scale + c]));
-        ws->grads[l->scale + c] = (fo_real)ds;
+        p->grads[own->bias + c]  = (fo_real)(db * exp((double)p->values[own->scale + c]));
+        p->grads[own->scale + c] = (fo_real)ds;
     }
+}
+
+/* dx = dy exp(s) */
+static void fo__actnorm_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo__actnorm *own  = (const fo__actnorm *)p->layer->own;
+    const fo_real     *bias = p->values + own->bias, *scale = p->values + own->scale;
+    const fo_shape     s    = p->layer->shape;
+    int64_t            r, i, n = s.h * s.w;
+    double             sum = 0;
+    int                c;
+    for (c = 0; c < s.c; c++)
+        sum += (double)n * (double)scale[c];
+    for (r = begin; r < end; r++) {
+        fo_real *x = p->x + r * p->size, *dy = p->dx ? p->dx + r * p->size : NULL;
+        fo__pass_keep(p, r);
+        if (!dy)
+            p->logdet[r] = p->direction == FO_ENCODE ? sum : -sum;
+        for (c = 0; c < s.c; c++) {
+            double  log_scale = (double)scale[c];
+            fo_real e = (fo_real)exp(p->direction == FO_DECODE ? -log_scale : log_scale);
+            if (dy)
+                p->fo->kernels->scale(n, e, dy + c * n, dy + c * n);
+            for (i = c * n; i < (c + 1) * n && !dy; i++)
+                x[i] = p->direction == FO_DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
+        }
+    }
+}
+
+static fo_layer_kind fo__actnorm_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("actnorm");
+    kind.shape   = fo__actnorm_shape;
+    kind.measure = fo__actnorm_measure;
+    kind.before  = fo__actnorm_before;
+    kind.rows    = fo__actnorm_rows;
+    return kind;
 }
 
 /* ---- conv1x1: y = W x at every pixel, logdet = H W log|det W| ----------------------------------
 
    Kingma & Dhariwal 2018. lu=1: W = P (I + lower)(upper + diag(sign exp(log_diag))), whose logdet
    is the sum of log_diag; rows of W are put in order by P, which is fixed. Determinant and inverse
-   are made in double. */
-static fo_result fo__conv1x1_setup(fo_flow *flow, fo__layer *layer) {
-    int64_t dim[2];
+   are made in double. A workspace holds five C x C matrices: W, its inverse, one for passing
+   results, and the two factors. */
+enum { FO__CONV1X1_MOST = 64, FO__W = 0, FO__INVERSE, FO__PRODUCT, FO__LOWER, FO__UPPER,
+       FO__MATRICES };
+
+typedef struct fo__conv1x1 {
+    int     lu;
+    int64_t weight, lower, upper, log_diag, sign, order;
+} fo__conv1x1;
+
+static double *fo__conv1x1_matrix(const fo_pass *p, int which) {
+    return p->work + which * p->layer->shape.c * (int64_t)p->layer->shape.c;
+}
+
+static fo_result fo__conv1x1_shape(fo_layer *layer) {
+    fo__conv1x1  *own  = (fo__conv1x1 *)fo_layer_alloc(layer, sizeof *own);
+    const fo_init zero = fo_init_of(FO_INIT_CONSTANT, 0);
+    int64_t       dim[2];
     dim[0] = dim[1] = layer->shape.c;
-    if (layer->shape.c > FO__CHANNELS)
-        return fo__fail(flow->fo, FO_ERR_SHAPE, "conv1x1 of %d channels: up to %d are possible",
-                        layer->shape.c, FO__CHANNELS);
-    if (layer->lu) {
-        layer->lower = fo__layer_param(flow, layer, &flow->params, "lower", 2, dim, 0);
-        layer->upper = fo__layer_param(flow, layer, &flow->params, "upper", 2, dim, 0);
-        layer->scale = fo__layer_param(flow, layer, &flow->params, "log_diag", 1, dim, 0);
-        layer->sign  = fo__layer_param(flow, layer, &flow->buffers, "sign", 1, dim, 1);
-        layer->order = fo__layer_param(flow, layer, &flow->buffers, "order", 1, dim, 0);
-        return layer->order < 0 ? flow->fo->failed : FO_OK;
+    if (own == NULL)
+        return FO_ERR_MEMORY;
+    if (layer->shape.c > FO__CONV1X1_MOST)
+        return fo__fail(layer->fo, FO_ERR_SHAPE, "conv1x1 of %d channels: up to %d are possible",
+                        layer->shape.c, FO__CONV1X1_MOST);
+    layer->own  = own;
+    layer->save = layer->width;
+    layer->work = FO__MATRICES * dim[0] * dim[0];
+    own->lu     = fo_setting_value(&layer->settings, "lu") != 0;
+    if (!own->lu) {
+        own->weight = fo_layer_param(layer, "weight", 2, dim, zero);
+        return own->weight < 0 ? layer->fo->failed : FO_OK;
     }
-    layer->weight = fo__layer_param(flow, layer, &flow->params, "weight", 2, dim, 0);
-    return layer->weight < 0 ? flow->fo->failed : FO_OK;
+    own->lower    = fo_layer_param(layer, "lower", 2, dim, zero);
+    own->upper    = fo_layer_param(layer, "upper", 2, dim, zero);
+    own->log_diag = fo_layer_param(layer, "log_diag", 1, dim, zero);
+    own->sign     = fo_layer_buffer(layer, "sign", 1, dim, fo_init_of(FO_INIT_CONSTANT, 1));
+    own->order    = fo_layer_buffer(layer, "order", 1, dim, zero);
+    return own->order < 0 ? layer->fo->failed : FO_OK;
 }
 
 /* Gauss and Jordan with partial pivoting: b[n,m] becomes a^-1 b, a[n,n] is destroyed; returns
@@ -7380,17 +8010,9 @@ static void fo__orthogonal(uint64_t seed, uint64_t stream, int n, double *a) {
     }
 }
 
-/* First values: a rotation, and for lu=1 its factors (Doolittle with row pivoting). */
-static void fo__conv1x1_init(fo_flow *flow, const fo__layer *l) {
-    int      n = l->shape.c, i, j, k, at[FO__CHANNELS];
-    double   a[FO__CHANNELS * FO__CHANNELS];
-    fo_real *v = flow->values, *b = flow->buffer_values;
-    fo__orthogonal(flow->fo->desc.seed, FO__STREAM_INIT + 0x10000 + (uint64_t)(l - flow->layers), n,
-                   a);
-    for (i = 0; i < n * n && !l->lu; i++)
-        v[l->weight + i] = (fo_real)a[i];
-    if (!l->lu)
-        return;
+/* The factors of a[n,n] (Doolittle with row pivoting), as first values of lu=1. */
+static void fo__conv1x1_factor(const fo__conv1x1 *own, int n, double *a, fo_real *v, fo_real *b) {
+    int i, j, k, at[FO__CONV1X1_MOST];
     for (i = 0; i < n; i++)
         at[i] = i;
     for (k = 0; k < n; k++) {
@@ -7406,46 +8028,68 @@ static void fo__conv1x1_init(fo_flow *flow, const fo__layer *l) {
     }
     for (i = 0; i < n; i++) { /* row at[i] of W is row i of the product of the factors */
         for (j = 0; j < n; j++)
-            v[(j < i ? l->lower : l->upper) + i * n + j] = (fo_real)(i == j ? 0 : a[at[i] * n + j]);
-        v[l->scale + i]     = (fo_real)log(fabs(a[at[i] * n + i]));
-        b[l->sign + i]      = a[at[i] * n + i] < 0 ? -1 : 1;
-        b[l->order + at[i]] = (fo_real)i;
+            v[(j < i ? own->lower : own->upper) + i * n + j] =
+                (fo_real)(i == j ? 0 : a[at[i] * n + j]);
+        v[own->log_diag + i]  = (fo_real)log(fabs(a[at[i] * n + i]));
+        b[own->sign + i]      = a[at[i] * n + i] < 0 ? -1 : 1;
+        b[own->order + at[i]] = (fo_real)i;
     }
 }
 
-/* lower and upper factor of lu=1, complete. */
-static void fo__conv1x1_factors(const fo_workspace *ws, const fo__layer *l, double *lower,
-                                double *upper) {
-    const fo_real *v = ws->values, *sign = ws->flow->buffer_values + l->sign;
-    int            n = l->shape.c, i, j;
+/* First values: a rotation. */
+static fo_result fo__conv1x1_init(const fo_layer *layer, uint64_t seed, fo_real *values,
+                                  fo_real *buffers) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)layer->own;
+    int                n   = layer->shape.c, i;
+    double *a = (double *)fo__alloc(layer->fo, (size_t)(n * n) * sizeof *a);
+    if (a == NULL)
+        return FO_ERR_MEMORY;
+    fo__orthogonal(seed, FO__STREAM_INIT + 0x10000 + (uint64_t)layer->index, n, a);
+    for (i = 0; i < n * n && !own->lu; i++)
+        values[own->weight + i] = (fo_real)a[i];
+    if (own->lu)
+        fo__conv1x1_factor(own, n, a, values, buffers);
+    fo__free(layer->fo, a);
+    return FO_OK;
+}
+
+/* lower and upper factor of lu=1, complete, into their matrices. */
+static void fo__conv1x1_factors(const fo_pass *p) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)p->layer->own;
+    const fo_real     *v = p->values, *sign = p->buffers + own->sign;
+    double            *lower = fo__conv1x1_matrix(p, FO__LOWER);
+    double            *upper = fo__conv1x1_matrix(p, FO__UPPER);
+    int                n = p->layer->shape.c, i, j;
     for (i = 0; i < n; i++)
         for (j = 0; j < n; j++) {
-            lower[i * n + j] = i == j ? 1 : i > j ? (double)v[l->lower + i * n + j] : 0;
-            upper[i * n + j] = i < j ? (double)v[l->upper + i * n + j]
-                               : i == j ? (double)sign[i] * exp((double)v[l->scale + i]) : 0;
+            lower[i * n + j] = i == j ? 1 : i > j ? (double)v[own->lower + i * n + j] : 0;
+            upper[i * n + j] = i < j ? (double)v[own->upper + i * n + j]
+                               : i == j ? (double)sign[i] * exp((double)v[own->log_diag + i]) : 0;
         }
 }
 
-static int fo__conv1x1_order(const fo_workspace *ws, const fo__layer *l, int row) {
-    int order = (int)ws->flow->buffer_values[l->order + row];
-    return order >= 0 && order < l->shape.c ? order : 0; /* files are hostile */
+static int fo__conv1x1_order(const fo_pass *p, int row) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)p->layer->own;
+    fo_real            at  = p->buffers[own->order + row];
+    return at >= 0 && at < (fo_real)p->layer->shape.c ? (int)at : 0; /* files are hostile */
 }
 
-/* W and its inverse into the slot; log|det W|. */
-static double fo__conv1x1_matrix(fo_workspace *ws, int layer) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    int              n = l->shape.c, i, j, k;
-    double          *w = ws->slots[layer].matrix, *inverse = w + n * n, *copy = w + 2 * n * n;
-    double           lower[FO__CHANNELS * FO__CHANNELS], upper[FO__CHANNELS * FO__CHANNELS];
-    if (l->lu)
-        fo__conv1x1_factors(ws, l, lower, upper);
+/* W and its inverse; log|det W|. */
+static double fo__conv1x1_invert(fo_pass *p) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)p->layer->own;
+    int                n = p->layer->shape.c, i, j, k;
+    double *w = fo__conv1x1_matrix(p, FO__W), *inverse = fo__conv1x1_matrix(p, FO__INVERSE);
+    double *copy = fo__conv1x1_matrix(p, FO__PRODUCT);
+    double *lower = fo__conv1x1_matrix(p, FO__LOWER), *upper = fo__conv1x1_matrix(p, FO__UPPER);
+    if (own->lu)
+        fo__conv1x1_factors(p);
     for (i = 0; i < n; i++) {
-        int row = l->lu ? fo__conv1x1_order(ws, l, i) : i;
+        int row = own->lu ? fo__conv1x1_order(p, i) : i;
         for (j = 0; j < n; j++) {
             double sum = 0;
-            for (k = 0; l->lu && k <= row; k++)
+            for (k = 0; own->lu && k <= row; k++)
                 sum += lower[row * n + k] * upper[k * n + j];
-            w[i * n + j]       = l->lu ? sum : (double)ws->values[l->weight + i * n + j];
+            w[i * n + j]       = own->lu ? sum : (double)p->values[own->weight + i * n + j];
             inverse[i * n + j] = i == j;
         }
     }
@@ -7455,121 +8099,160 @@ static double fo__conv1x1_matrix(fo_workspace *ws, int layer) {
 
 /* row := matrix row, at every pixel; transposed if asked. Sums in double are not needed: C is
    small. */
-static void fo__conv1x1_apply(fo_workspace *ws, const fo__layer *l, const double *matrix,
-                              int transposed, fo_real *row, fo_real *spare) {
-    int     n = l->shape.c, o, i;
-    int64_t pixels = l->shape.h * l->shape.w;
+static void fo__conv1x1_apply(const fo_pass *p, const double *matrix, int transposed, fo_real *row,
+                              fo_real *spare) {
+    int     n = p->layer->shape.c, o, i;
+    int64_t pixels = p->layer->shape.h * p->layer->shape.w;
     memcpy(spare, row, (size_t)(n * pixels) * sizeof *row);
     memset(row, 0, (size_t)(n * pixels) * sizeof *row);
     for (o = 0; o < n; o++)
         for (i = 0; i < n; i++)
-            ws->fo->kernels->axpy(pixels, (fo_real)matrix[transposed ? i * n + o : o * n + i],
-                                  spare + i * pixels, row + o * pixels);
+            p->fo->kernels->axpy(pixels, (fo_real)matrix[transposed ? i * n + o : o * n + i],
+                                 spare + i * pixels, row + o * pixels);
 }
 
-static void fo__conv1x1_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                             int64_t end) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    const double    *w = slot->matrix + (dir == FO__DECODE ? l->shape.c * l->shape.c : 0);
-    int64_t          r, size = fo_shape_count(l->shape), width = ws->flow->size;
+static void fo__conv1x1_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const double *w = fo__conv1x1_matrix(p, p->direction == FO_DECODE ? FO__INVERSE : FO__W);
+    int64_t       r;
     for (r = begin; r < end; r++) {
-        fo_real *x = fo__state(ws, r), *spare = ws->spare + r * width;
-        if (slot->save && dir == FO__ENCODE)
-            memcpy(slot->save + r * size, x, (size_t)size * sizeof *x);
-        if (dir == FO__BACKWARD)
-            memcpy(x, slot->save + r * size, (size_t)size * sizeof *x);
-        fo__conv1x1_apply(ws, l, w, dir == FO__BACKWARD,
-                          dir == FO__BACKWARD ? ws->dstate + r * width : x, spare);
+        fo__pass_keep(p, r);
+        fo__conv1x1_apply(p, w, p->direction == FO_BACKWARD, (p->dx ? p->dx : p->x) + r * p->size,
+                          p->spare + r * p->size);
     }
 }
 
-/* dW = sum of dy x^T + c H W rows W^-T; with lu=1 through the product of the factors. */
-static void fo__conv1x1_gradient(fo_workspace *ws, int layer) {
-    const fo__layer *l = &ws->flow->layers[layer];
-    const fo__slot  *slot = &ws->slots[layer];
-    int              n = l->shape.c, i, j, k;
-    int64_t          r, pixels = l->shape.h * l->shape.w, size = n * pixels;
-    double           lower[FO__CHANNELS * FO__CHANNELS], upper[FO__CHANNELS * FO__CHANNELS];
-    double          *inverse = slot->matrix + n * n, *dm = slot->matrix + 2 * n * n;
-    double           c = fo__dlogdet_sum(ws) * (double)pixels;
+/* dM[row of M] = sum of dy x^T, with M = W, or the product of the factors; + c H W rows W^-T. */
+static void fo__conv1x1_product(fo_pass *p, double c, double *dm) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)p->layer->own;
+    int                n = p->layer->shape.c, i, j;
+    int64_t            r, pixels = p->layer->shape.h * p->layer->shape.w;
+    double            *inverse = fo__conv1x1_matrix(p, FO__INVERSE);
     for (i = 0; i < n; i++)
         for (j = 0; j < n; j++) {
-            double sum = l->lu ? 0 : c * inverse[j * n + i];
-            for (r = 0; r < ws->rows; r++)
-                sum += ws->fo->kernels->dot(pixels, ws->dstate + r * ws->flow->size + i * pixels,
-                                            slot->save + r * size + j * pixels);
-            if (l->lu)
-                dm[fo__conv1x1_order(ws, l, i) * n + j] = sum;
-            else
-                ws->grads[l->weight + i * n + j] = (fo_real)sum;
+            double sum = own->lu ? 0 : c * inverse[j * n + i];
+            for (r = 0; r < p->rows; r++)
+                sum += p->fo->kernels->dot(pixels, p->dx + r * p->size + i * pixels,
+                                           p->save + r * p->layer->save + j * pixels);
+            dm[(own->lu ? fo__conv1x1_order(p, i) : i) * n + j] = sum;
         }
-    if (l->lu)
-        fo__conv1x1_factors(ws, l, lower, upper);
-    for (i = 0; i < n && l->lu; i++)
+}
+
+static void fo__conv1x1_gradient(fo_pass *p) {
+    const fo__conv1x1 *own = (const fo__conv1x1 *)p->layer->own;
+    int                n = p->layer->shape.c, i, j, k;
+    double *lower = fo__conv1x1_matrix(p, FO__LOWER), *upper = fo__conv1x1_matrix(p, FO__UPPER);
+    double *dm = fo__conv1x1_matrix(p, FO__PRODUCT);
+    double  c  = fo__dlogdet_sum(p) * (double)(p->layer->shape.h * p->layer->shape.w);
+    fo__conv1x1_product(p, c, dm);
+    for (i = 0; i < n * n && !own->lu; i++)
+        p->grads[own->weight + i] = (fo_real)dm[i];
+    if (own->lu)
+        fo__conv1x1_factors(p);
+    for (i = 0; i < n && own->lu; i++)
         for (j = 0; j < n; j++) {
             double dl = 0, du = 0; /* dL = dM U^T, dU = L^T dM */
             for (k = 0; k < n; k++) {
                 dl += dm[i * n + k] * upper[j * n + k];
                 du += lower[k * n + i] * dm[k * n + j];
             }
-            ws->grads[l->lower + i * n + j] = (fo_real)(i > j ? dl : 0);
-            ws->grads[l->upper + i * n + j] = (fo_real)(i < j ? du : 0);
+            p->grads[own->lower + i * n + j] = (fo_real)(i > j ? dl : 0);
+            p->grads[own->upper + i * n + j] = (fo_real)(i < j ? du : 0);
             if (i == j)
-                ws->grads[l->scale + i] = (fo_real)(du * upper[i * n + i] + c);
+                p->grads[own->log_diag + i] = (fo_real)(du * upper[i * n + i] + c);
         }
 }
 
-static void fo__conv1x1_before(fo_workspace *ws, int layer, fo__direction dir) {
-    const fo_shape shape = ws->flow->layers[layer].shape;
+static void fo__conv1x1_before(fo_pass *p) {
+    const fo_shape shape = p->layer->shape;
     double         logdet;
     int64_t        r;
-    if (dir == FO__BACKWARD) {
-        fo__conv1x1_gradient(ws, layer);
+    if (p->direction == FO_BACKWARD) {
+        fo__conv1x1_gradient(p);
         return;
     }
-    logdet = fo__conv1x1_matrix(ws, layer) * shape.h * shape.w;
-    for (r = 0; r < ws->rows; r++)
-        fo__logdet(ws, layer)[r] = dir == FO__ENCODE ? logdet : -logdet;
+    logdet = fo__conv1x1_invert(p) * shape.h * shape.w;
+    for (r = 0; r < p->rows; r++)
+        p->logdet[r] = p->direction == FO_ENCODE ? logdet : -logdet;
 }
 
-/* Name, settings, has_mask, affine, front, learns; setup, init, before, rows, after. */
-static fo__layer_kind fo__layer_kind_of(const char *name) {
-    const fo__layer_kind kinds[] = {
-        {"dequantize", "", 0, 0, 1, 0, fo__dequantize_setup, NULL, NULL, fo__dequantize_rows, NULL},
-        {"logit", "alpha", 0, 0, 1, 0, fo__logit_setup, NULL, NULL, fo__logit_rows, NULL},
-        {"standardize", "", 0, 0, 1, 0, fo__standardize_setup, NULL, NULL, fo__standardize_rows,
-         NULL},
-        {"coupling", "net", 1, 1, 0, 1, fo__coupling_setup, NULL, fo__coupling_before,
-         fo__coupling_rows, fo__coupling_after},
-        {"additive", "net", 1, 0, 0, 1, fo__coupling_setup, NULL, fo__coupling_before,
-         fo__coupling_rows, fo__coupling_after},
-        {"squeeze", "order", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows,
-         NULL},
-        {"unsqueeze", "order", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows,
-         NULL},
-        {"permute", "seed", 0, 0, 0, 0, fo__place_setup, NULL, fo__no_logdet, fo__place_rows, NULL},
-        {"split", "", 0, 0, 0, 0, fo__split_setup, NULL, fo__no_logdet, NULL, NULL},
-        {"actnorm", "", 0, 0, 0, 1, fo__actnorm_setup, NULL, fo__actnorm_before, fo__actnorm_rows,
-         NULL},
-        {"conv1x1", "lu", 0, 0, 0, 1, fo__conv1x1_setup, fo__conv1x1_init, fo__conv1x1_before,
-         fo__conv1x1_rows, NULL},
-        {NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL}};
-    size_t k = 0;
-    while (kinds[k].name && strcmp(kinds[k].name, name) != 0)
-        k++;
-    return kinds[k];
+static fo_layer_kind fo__conv1x1_kind(void) {
+    fo_layer_kind kind = fo__layer_kind_of("conv1x1");
+    kind.mixes       = 1;
+    kind.settings[0] = fo__setting_of("lu", 0, 0, 1, 0, NULL);
+    kind.shape       = fo__conv1x1_shape;
+    kind.init        = fo__conv1x1_init;
+    kind.before      = fo__conv1x1_before;
+    kind.rows        = fo__conv1x1_rows;
+    return kind;
+}
+
+/* ---- every built-in layer: a block above (or in >>layers, >>couplings), and one name here ---- */
+
+#define FO__LAYERS(X)                                                                              \
+    X(dequantize) X(logit) X(standardize) X(coupling) X(additive) X(squeeze) X(unsqueeze)          \
+    X(permute) X(split) X(actnorm) X(conv1x1)
+
+static fo_result fo__layers_register(fo_context *fo) {
+    fo_layer_kind kind;
+#define FO__ROW(name)                                                                              \
+    kind = fo__##name##_kind();                                                                    \
+    if (fo_register_layer(fo, &kind) != FO_OK)                                                     \
+        return FO_ERR_MEMORY;
+    FO__LAYERS(FO__ROW)
+#undef FO__ROW
+    return FO_OK;
 }
 
 /* ================================================================================================
    >>flow          building: layers in, parameters placed
 
-   Invariants a flow's blocks are placed once, on first use, and then no layer may be added
+   Invariants a flow's blocks are placed once, on first use, and then no layer may be added; its
+              text grows with every layer, so that reading it writes nothing
    Callers    users, >>text
    ============================================================================================= */
+typedef struct fo__train_state { /* what a checkpoint needs to go on */
+    fo_real      *m, *v, *ema;         /* Adam's moments, moving average of the weights */
+    int64_t       step, seen, skipped; /* steps, samples, steps dropped for NaN */
+    fo_train_desc desc;                /* resolved; of the preset before the first step */
+} fo__train_state;
+
+struct fo_flow {
+    fo__arena   arena;
+    fo_context *fo;
+    fo_shape    shape, end; /* of a sample; of what the next layer would see */
+    int64_t     size;       /* D */
+    fo__layer  *layers;
+    int         n_layers, room, broken, ready;
+    fo__params  params, buffers;
+    fo_real    *values, *buffer_values;
+    char       *text;       /* all of it: the input's line and the layers' */
+    size_t      text_length, text_room;
+    fo__train_state train;
+};
+
+/* Adds a line to the flow's text. */
+static fo_result fo__flow_write(fo_flow *flow, const char *line) {
+    const size_t n = strlen(line);
+    if (flow->text_length + n + 2 > flow->text_room) {
+        size_t room = 2 * (flow->text_length + n) + 256;
+        char  *text = (char *)fo__arena_alloc(&flow->arena, room);
+        if (text == NULL)
+            return FO_ERR_MEMORY;
+        if (flow->text)
+            memcpy(text, flow->text, flow->text_length);
+        flow->text      = text;
+        flow->text_room = room;
+    }
+    memcpy(flow->text + flow->text_length, line, n);
+    flow->text_length += n + 1;
+    strcpy(flow->text + flow->text_length - 1, "\n");
+    return FO_OK;
+}
+
 fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
     fo_flow *flow;
     int64_t  count = fo_shape_count(shape);
+    char     text[64];
     if (fo == NULL)
         return NULL;
     if (shape.c < 1 || shape.h < 1 || shape.w < 1 || count > 1 << 24) {
@@ -7577,18 +8260,25 @@ fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
                  shape.c, shape.h, shape.w);
         return NULL;
     }
+    snprintf(text, sizeof text, shape.h * shape.w > 1 ? "input %dx%dx%d" : "input %d", shape.c,
+             shape.h, shape.w);
     flow = (fo_flow *)fo__object(fo, sizeof *flow);
-    if (flow) {
-        flow->fo    = fo;
-        flow->shape = shape;
-        flow->end   = shape;
-        flow->size  = count;
+    if (flow == NULL)
+        return NULL;
+    flow->fo    = fo;
+    flow->shape = shape;
+    flow->end   = shape;
+    flow->size  = count;
+    if (fo__flow_write(flow, text) != FO_OK) {
+        fo_flow_free(flow);
+        return NULL;
     }
     return flow;
 }
 
-void     fo_flow_free(fo_flow *flow) { fo__object_free(flow); }
-fo_shape fo_flow_shape(const fo_flow *flow) {
+const char *fo_flow_text(fo_flow *flow) { return flow ? flow->text : NULL; }
+void        fo_flow_free(fo_flow *flow) { fo__object_free(flow); }
+fo_shape    fo_flow_shape(const fo_flow *flow) {
     fo_shape none = {0, 0, 0};
     return flow ? flow->shape : none;
 }
@@ -7597,7 +8287,7 @@ const char *fo_flow_layer_text(const fo_flow *flow, int layer) {
     return flow && layer >= 0 && layer < flow->n_layers ? flow->layers[layer].text : NULL;
 }
 const unsigned char *fo_flow_mask(const fo_flow *flow, int layer) {
-    return flow && layer >= 0 && layer < flow->n_layers ? flow->layers[layer].map : NULL;
+    return flow && layer >= 0 && layer < flow->n_layers ? flow->layers[layer].see.map : NULL;
 }
 int           fo_param_count(const fo_flow *flow) { return flow ? flow->params.count : 0; }
 fo_param_info fo_param_at(const fo_flow *flow, int i) {
@@ -7606,37 +8296,72 @@ fo_param_info fo_param_at(const fo_flow *flow, int i) {
     return flow && i >= 0 && i < flow->params.count ? flow->params.list[i].info : none;
 }
 
-/* Records layer i's st-network for a batch of rows. */
-static fo_tape *fo__layer_tape(fo_context *fo, fo_flow *flow, int i, int batch, int needs_grad,
-                               fo_tensor **x, fo_tensor **out) {
-    fo__layer         *layer = &flow->layers[i];
-    fo_tape           *tape  = NULL;
-    fo_net_kind        net;
-    int                pixels = layer->shape.h * layer->shape.w;
-    int64_t            dim[4];
-    char              *prefix;
-    if (fo__net_find(flow->fo, layer->net.kind, &net) == FO_OK)
-        tape = fo_tape_create(fo);
-    if (tape == NULL)
+
+/* ---- what a layer's hook `shape` asks for ---------------------------------------------------- */
+
+static int64_t fo__layer_block(fo_layer *layer, fo__params *params, const char *name, int rank,
+                               const int64_t *dim, fo_init init) {
+    fo__param *p;
+    char       full[96];
+    int        i;
+    if (layer->flow->ready || name == NULL || rank < 1 || rank > FO_MAX_RANK) {
+        fo__fail(layer->fo, FO_ERR_ARGUMENT, "layer %d (%s): parameters of 1 to %d dimensions can "
+                 "be asked for in the hook `shape`", layer->index, layer->kind->name, FO_MAX_RANK);
+        return -1;
+    }
+    for (i = 0; i < rank; i++)
+        if (dim[i] < 1 || dim[i] > ((int64_t)1 << 40)) {
+            fo__fail(layer->fo, FO_ERR_SHAPE, "layer %d (%s): parameter %s of %lld elements",
+                     layer->index, layer->kind->name, name, (long long)dim[i]);
+            return -1;
+        }
+    snprintf(full, sizeof full, "%d.%.60s", layer->index, name);
+    p = fo__param_get(layer->fo, params, &layer->flow->arena, full, rank, dim, init);
+    return p ? p->info.offset : -1;
+}
+
+int64_t fo_layer_param(fo_layer *layer, const char *name, int rank, const int64_t *dim,
+                       fo_init init) {
+    return fo__layer_block(layer, &layer->flow->params, name, rank, dim, init);
+}
+
+int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64_t *dim,
+                        fo_init init) {
+    return fo__layer_block(layer, &layer->flow->buffers, name, rank, dim, init);
+}
+
+void *fo_layer_alloc(fo_layer *layer, size_t size) {
+    return fo__arena_alloc(&layer->flow->arena, size);
+}
+
+/* Records a layer's st-network for a batch of rows. */
+static fo_tape *fo__layer_tape(fo_context *fo, fo_flow *flow, const fo__layer *layer, int batch,
+                               int needs_grad, fo_tensor **in, fo_tensor **out) {
+    const fo_layer *l      = &layer->see;
+    const int       pixels = l->image ? l->shape.h * l->shape.w : 1;
+    fo_tape        *tape   = fo_tape_create(fo);
+    char           *prefix = tape ? (char *)fo__arena_alloc(&tape->arena, 32) : NULL;
+    int64_t         dim[4];
+    if (prefix == NULL) {
+        fo_tape_free(tape);
         return NULL;
+    }
+    snprintf(prefix, 32, "%d.net.", l->index);
     tape->params       = &flow->params;
     tape->buffers      = &flow->buffers;
     tape->params_arena = &flow->arena;
-    prefix             = (char *)fo__arena_alloc(&tape->arena, 32);
-    if (prefix)
-        snprintf(prefix, 32, "%d.net.", i);
-    tape->prefix = prefix;
-    dim[0]       = batch;
-    dim[1]       = net.image ? layer->n_in / pixels : layer->n_in;
-    dim[2]       = layer->shape.h;
-    dim[3]       = layer->shape.w;
-    *x           = prefix ? fo_input(tape, net.image ? 4 : 2, dim, needs_grad) : NULL;
-    *out         = *x ? net.build(tape, *x, net.image ? layer->n_out / pixels : layer->n_out,
-                                   &layer->net) : NULL;
-    if (*out && ((*out)->dim[0] != batch || fo__row(*out) != layer->n_out)) {
+    tape->prefix       = prefix;
+    dim[0] = batch;
+    dim[1] = layer->n_in / pixels;
+    dim[2] = l->shape.h;
+    dim[3] = l->shape.w;
+    *in    = fo_input(tape, l->image ? 4 : 2, dim, needs_grad);
+    *out   = *in ? layer->net_kind->build(tape, *in, (int)(l->n_out / pixels), &layer->net) : NULL;
+    if (*out && ((*out)->dim[0] != batch || fo__row(*out) != l->n_out)) {
         char text[96];
-        fo__fail(fo, FO_ERR_SHAPE, "st-network %s returned %s; [%d,%d] is needed", layer->net.kind,
-                 fo__dims(text, (*out)->rank, (*out)->dim), batch, layer->n_out);
+        fo__fail(fo, FO_ERR_SHAPE, "st-network %s returned %s; [%d,%lld] is needed",
+                 layer->net.kind, fo__dims(text, (*out)->rank, (*out)->dim), batch,
+                 (long long)l->n_out);
         *out = NULL;
     }
     if (*out == NULL) {
@@ -7650,7 +8375,7 @@ static fo_tape *fo__layer_tape(fo_context *fo, fo_flow *flow, int i, int batch, 
 
 /* ---- layers in ------------------------------------------------------------------------------- */
 
-/* "map:14c14x": runs of equal states, so that any map fits into the text. */
+/* "14c14x": runs of equal states, so that any map fits into the text. */
 static size_t fo__map_text(const unsigned char *map, int64_t n, char *text) {
     size_t  at = 0;
     int64_t i, run;
@@ -7663,104 +8388,102 @@ static size_t fo__map_text(const unsigned char *map, int64_t n, char *text) {
     return at;
 }
 
-/* %g without the user's locale. */
-static void fo__print_double(char *text, size_t size, double x, int digits) {
-    char *comma;
-    snprintf(text, size, "%.*g", digits, x);
-    for (comma = text; *comma; comma++)
-        if (*comma == localeconv()->decimal_point[0])
-            *comma = '.';
-}
-
-/* Settings that are whole numbers: name, layers with these keys know it, field, usual value. */
-#define FO__SETTINGS(X)                                                                            \
-    X(hidden, "net", net.hidden, 0)                                                                \
-    X(channels, "net", net.channels, 0)                                                            \
-    X(blocks, "net", net.blocks, 0)                                                                \
-    X(depth, "net", net.depth, 1)                                                                  \
-    X(bottleneck, "net", net.bottleneck, 0)                                                        \
-    X(neck, "net", net.neck, 0)                                                                    \
-    X(skip, "net", net.no_skip, 0)                                                                 \
-    X(norm, "net", net.no_norm, 0)                                                                 \
-    X(lu, "lu", lu, 0)                                                                             \
-    X(seed, "seed", seed, 0)                                                                       \
-    X(reverse, "seed", reverse, 0)
-
-/* skip=0 and norm=0 take away what is there by default: the fields are no_skip and no_norm. */
-static int fo__is_negated(const char *setting) {
-    return strcmp(setting, "skip") == 0 || strcmp(setting, "norm") == 0;
-}
-
-/* The line of a layer: what it is, and the settings that differ from the usual. */
+/* The line of a layer: what it is, and its settings. */
 static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
-    const int64_t n    = fo_shape_count(l->shape);
-    const size_t  map  = l->map && strcmp(l->mask.kind, "map") == 0 ? fo__map_text(l->map, n, NULL)
-                                                                    : 0;
-    const size_t  size = 400 + map;
-    size_t        at;
-    char         *text = (char *)fo__arena_alloc(&flow->arena, size), number[40];
+    const fo_layer *see  = &l->see;
+    const int       map  = l->net_kind && strcmp(l->mask.kind, "map") == 0;
+    const size_t    size = 700 + (map ? fo__map_text(see->map, see->width, NULL) : 0);
+    char           *text = (char *)fo__arena_alloc(&flow->arena, size);
+    size_t          at;
     if (text == NULL)
         return FO_ERR_MEMORY;
-    at = (size_t)snprintf(text, size, "%s", l->kind.name);
-    fo__print_double(number, sizeof number, l->alpha, 9);
-    if (strcmp(l->kind.keys, "alpha") == 0)
-        at += (size_t)snprintf(text + at, size - at, " alpha=%s", number);
-    if (l->alt)
-        at += (size_t)snprintf(text + at, size - at, " order=alt");
-    if (l->kind.has_mask) {
+    l->text = text;
+    at      = (size_t)snprintf(text, size, "%s", see->kind->name);
+    if (l->net_kind) {
         at += (size_t)snprintf(text + at, size - at, " mask=%s:", l->mask.kind);
-        at += map ? fo__map_text(l->map, n, text + at)
+        at += map ? fo__map_text(see->map, see->width, text + at)
                   : (size_t)snprintf(text + at, size - at, "%d", l->mask.phase);
         at += (size_t)snprintf(text + at, size - at, " net=%s", l->net.kind);
     }
-#define FO__WRITE(name, owner, field, usual)                                                       \
-    if (strcmp(l->kind.keys, owner) == 0 && l->field != usual)                                     \
-        at += (size_t)snprintf(text + at, size - at, " " #name "=%d",                              \
-                               fo__is_negated(#name) ? !l->field : l->field);
-    FO__SETTINGS(FO__WRITE)
-#undef FO__WRITE
-    if (l->net.act)
-        snprintf(text + at, size - at, " act=%s", l->net.act);
-    l->text = text;
+    fo__settings_write(l->net_kind ? &l->net.settings : &see->settings, text + at, size - at);
+    return fo__flow_write(flow, text);
+}
+
+/* What a new layer is made of: from a line of text, or from C. */
+typedef struct fo__new_layer {
+    const char          *where;    /* for messages: "flow text, line 3" */
+    const fo_layer_kind *kind;
+    const char          *settings; /* of a layer that does not condition, as text; or NULL */
+    fo_mask              mask;
+    fo_net               net;
+} fo__new_layer;
+
+/* What comes before what, and the layer's own checks. */
+static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_layer *new_layer) {
+    const fo_layer_kind *kind = layer->see.kind;
+    fo__reader           reader;
+    const int            params = flow->params.count;
+    const int64_t        one = 1;
+    fo_tensor           *in, *out;
+    int                  i;
+    for (i = 0; i < flow->n_layers && kind->front; i++)
+        if (flow->layers[i].learns)
+            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that "
+                            "learns", kind->name);
+    if (kind->front && layer->see.width != flow->size)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before any split: what is split "
+                        "off is latent already", kind->name);
+    reader.fo = flow->fo, reader.where = new_layer->where, reader.owner = kind->name;
+    fo__settings_open(&layer->see.settings, kind->settings);
+    if (kind->conditions ? fo__conditions_setup(layer, new_layer->where, &flow->arena)
+                         : fo__settings_read(&reader, &layer->see.settings, new_layer->settings,
+                                             NULL))
+        return flow->fo->failed;
+    if (kind->shape && kind->shape(&layer->see) != FO_OK)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "layer %s could not be built", kind->name);
+    if (fo_shape_count(layer->see.out) < 1 || fo_shape_count(layer->see.out) > layer->see.width ||
+        layer->see.save < 0 || layer->see.work < 0)
+        return fo__fail(flow->fo, FO_ERR_SHAPE, "layer %s makes %dx%dx%d of %dx%dx%d: it cannot "
+                        "make more of it", kind->name, layer->see.out.c, layer->see.out.h,
+                        layer->see.out.w, layer->see.shape.c, layer->see.shape.h,
+                        layer->see.shape.w);
+    if (kind->measure && (layer->measured = fo_layer_buffer(&layer->see, "measured", 1, &one,
+                                                            fo_init_of(FO_INIT_CONSTANT, 0))) < 0)
+        return flow->fo->failed;
+    if (layer->net_kind) {
+        fo_tape *tape = fo__layer_tape(flow->fo, flow, layer, 1, 1, &in, &out);
+        if (tape == NULL)
+            return flow->fo->failed;
+        fo_tape_free(tape); /* it made the parameters known */
+    }
+    layer->learns = flow->params.count > params;
+    if (kind->front && layer->learns)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "layer %s is a front layer: it has no backward "
+                        "and cannot learn", kind->name);
     return FO_OK;
 }
 
-static fo_result fo__net_resolve(fo_flow *flow, fo_net *net) {
-    fo_net_kind kind;
-    const char *usual = net->kind && strcmp(net->kind, "highway") == 0 ? "relu" : "leaky_relu";
-    net->kind   = fo__strdup(&flow->arena, net->kind ? net->kind : "mlp");
-    net->act    = net->act && strcmp(net->act, usual) ? fo__strdup(&flow->arena, net->act) : NULL;
-    if (net->kind == NULL || fo__net_find(flow->fo, net->kind, &kind) != FO_OK)
-        return flow->fo->failed;
-    if (kind.image)
-        net->channels = net->channels ? net->channels : 32;
-    if (strcmp(net->kind, "resnet") == 0)
-        net->blocks = net->blocks ? net->blocks : 2;
-    net->hidden = net->hidden || kind.image ? net->hidden : 512;
-    net->depth  = net->depth ? net->depth : 1;
-    if (net->hidden < 0 || net->hidden > 1 << 16 || net->depth < 1 || net->depth > 64 ||
-        net->bottleneck < 0 || net->bottleneck > 1 << 16 || net->channels < 0 ||
-        net->channels > 1 << 12 || net->blocks < 0 || net->blocks > 64 || net->neck < 0 ||
-        net->neck > 1 << 16)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "st-network hidden=%d depth=%d bottleneck=%d "
-                        "channels=%d blocks=%d neck=%d: widths up to 65536, channels up to 4096, "
-                        "depth and blocks up to 64 are possible", net->hidden, net->depth,
-                        net->bottleneck, net->channels, net->blocks, net->neck);
-    return net->kind ? FO_OK : FO_ERR_MEMORY;
+/* Refuses images whose channels come last, where rows and columns matter. */
+static fo_result fo__image_check(fo_flow *flow, const fo__new_layer *new_layer) {
+    const char   *mask = new_layer->mask.kind, *net = new_layer->net.kind;
+    fo__mask_row *m = mask ? (fo__mask_row *)fo__row_named(flow->fo, FO__A_MASK, mask) : NULL;
+    fo__net_row  *n = net ? (fo__net_row *)fo__row_named(flow->fo, FO__A_NET, net) : NULL;
+    fo_shape      s = flow->shape;
+    if (new_layer->kind->conditions && ((m && m->image) || (n && n->kind.image)) &&
+        fo__channels_last(s))
+        return fo__fail(flow->fo, FO_ERR_SHAPE, "%s: samples of %dx%dx%d%s", new_layer->where, s.c,
+                        s.h, s.w, fo__shape_hint(s));
+    return FO_OK;
 }
 
-/* Appends a copy of this layer, of which kind and settings are given. */
-static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
+static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
     fo__layer *layers, *layer;
-    fo_tensor *x, *out;
-    int        i;
-    if (flow == NULL)
-        return FO_ERR_ARGUMENT;
     if (flow->ready)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: layers cannot be added to a flow that is "
-                        "in use: build it completely first", given->kind.name);
+                        "in use: build it completely first", new_layer->kind->name);
     if (flow->broken)
-        return FO_ERR_ARGUMENT;
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: an earlier layer of this flow could not be "
+                        "added", new_layer->kind->name);
     flow->broken = 1; /* until everything below has worked */
     layers = (fo__layer *)fo__grow(&flow->arena, flow->layers, flow->n_layers, &flow->room,
                                    sizeof *layers);
@@ -7768,64 +8491,83 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__layer *given) {
         return FO_ERR_MEMORY;
     flow->layers = layers;
     layer        = &layers[flow->n_layers];
-    *layer       = *given;
-    layer->shape = flow->end;
-    if (layer->kind.has_mask) {
-        layer->mask.kind = fo__strdup(&flow->arena, given->mask.kind ? given->mask.kind : "");
-        if (layer->mask.kind == NULL || fo__net_resolve(flow, &layer->net) != FO_OK)
-            return flow->fo->failed;
-    }
-    for (i = 0; i < flow->n_layers && layer->kind.front; i++)
-        if (layers[i].kind.learns)
-            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that "
-                            "learns", layer->kind.name);
-    if (layer->kind.setup(flow, layer) != FO_OK)
+    memset(layer, 0, sizeof *layer);
+    layer->see.kind  = new_layer->kind;
+    layer->see.fo    = flow->fo;
+    layer->see.flow  = flow;
+    layer->see.index = flow->n_layers;
+    layer->see.shape = layer->see.out = flow->end;
+    layer->see.width = fo_shape_count(flow->end);
+    layer->mask      = new_layer->mask;
+    layer->net       = new_layer->net;
+    if (fo__image_check(flow, new_layer) != FO_OK ||
+        fo__layer_setup(flow, layer, new_layer) != FO_OK || fo__layer_write(flow, layer) != FO_OK)
         return flow->fo->failed;
-    if (layer->kind.has_mask) {
-        fo_tape *tape = fo__layer_tape(flow->fo, flow, flow->n_layers, 1, 1, &x, &out);
-        if (tape == NULL)
-            return flow->fo->failed;
-        fo_tape_free(tape); /* it made the parameters known */
-        layer->mask.map = layer->map;
-    }
-    if (fo__layer_write(flow, layer) != FO_OK)
-        return FO_ERR_MEMORY;
+    flow->end = layer->see.out;
     flow->n_layers++;
     flow->broken = 0;
     return FO_OK;
 }
 
-static fo__layer fo__layer_of(const char *kind) {
-    fo__layer layer;
-    memset(&layer, 0, sizeof layer);
-    layer.kind = fo__layer_kind_of(kind);
-    return layer;
+static fo_result fo__add_conditioned(fo_flow *flow, const char *kind, fo_mask mask, fo_net net) {
+    fo__new_layer layer;
+    char          where[32];
+    if (flow == NULL)
+        return FO_ERR_ARGUMENT;
+    snprintf(where, sizeof where, "layer %d (%s)", flow->n_layers, kind);
+    layer.where    = where;
+    layer.kind     = &((fo__layer_row *)fo__row_named(flow->fo, FO__A_LAYER, kind))->kind;
+    layer.settings = NULL;
+    layer.mask     = mask;
+    layer.net      = net;
+    return fo__add_layer(flow, &layer);
 }
 
-fo_result fo_add_dequantize(fo_flow *flow) {
-    fo__layer layer = fo__layer_of("dequantize");
-    return fo__add_layer(flow, &layer);
-}
-fo_result fo_add_logit(fo_flow *flow, double alpha) {
-    fo__layer layer = fo__layer_of("logit");
-    layer.alpha     = alpha;
-    return fo__add_layer(flow, &layer);
-}
-fo_result fo_add_standardize(fo_flow *flow) {
-    fo__layer layer = fo__layer_of("standardize");
-    return fo__add_layer(flow, &layer);
-}
 fo_result fo_add_coupling(fo_flow *flow, fo_mask mask, fo_net net) {
-    fo__layer layer = fo__layer_of("coupling");
-    layer.mask      = mask;
-    layer.net       = net;
-    return fo__add_layer(flow, &layer);
+    return fo__add_conditioned(flow, "coupling", mask, net);
 }
 fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net) {
-    fo__layer layer = fo__layer_of("additive");
-    layer.mask      = mask;
-    layer.net       = net;
-    return fo__add_layer(flow, &layer);
+    return fo__add_conditioned(flow, "additive", mask, net);
+}
+fo_result fo_add_dequantize(fo_flow *flow) { return fo_add_layer(flow, "dequantize"); }
+fo_result fo_add_standardize(fo_flow *flow) { return fo_add_layer(flow, "standardize"); }
+fo_result fo_add_logit(fo_flow *flow, double alpha) {
+    char number[40], line[60];
+    fo__print_double(number, sizeof number, alpha, 9); /* as the flow's text has it */
+    snprintf(line, sizeof line, "logit alpha=%s", number);
+    return fo_add_layer(flow, line);
+}
+
+/* Places and initialises the blocks; the structure is fixed from here on. */
+static fo_result fo__flow_ready(fo_flow *flow) {
+    int i;
+    if (flow->ready)
+        return FO_OK;
+    if (flow->broken || flow->n_layers == 0)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "the flow has no layers, or one of them could "
+                        "not be added");
+    flow->values        = fo__reals(&flow->arena, flow->params.size);
+    flow->buffer_values = fo__reals(&flow->arena, flow->buffers.size);
+    if (flow->values == NULL || flow->buffer_values == NULL)
+        return FO_ERR_MEMORY;
+    fo__params_init(&flow->params, flow->fo->desc.seed, flow->values);
+    fo__params_init(&flow->buffers, flow->fo->desc.seed, flow->buffer_values);
+    for (i = 0; i < flow->n_layers; i++) {
+        const fo_layer *layer = &flow->layers[i].see;
+        if (layer->kind->init && layer->kind->init(layer, flow->fo->desc.seed, flow->values,
+                                                   flow->buffer_values) != FO_OK)
+            return flow->fo->failed;
+    }
+    flow->params.frozen = flow->buffers.frozen = flow->ready = 1;
+    return FO_OK;
+}
+
+fo_real *fo_params(fo_flow *flow, int64_t *count) {
+    if (flow == NULL || fo__flow_ready(flow) != FO_OK)
+        return NULL;
+    if (count)
+        *count = flow->params.size;
+    return flow->values;
 }
 
 /* ================================================================================================
@@ -7834,37 +8576,24 @@ fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net) {
 
 typedef struct fo__line { /* one line of a flow's text, taken apart */
     fo_context *fo;
-    int         number; /* for messages */
-    char        text[512];
-    fo__layer   layer;
-    int         skips, seeded; /* skip=1, seed= were written */
+    int         number;
+    char        where[40];     /* "flow text, line 3" */
+    char        settings[512]; /* of a layer, but for mask and net */
 } fo__line;
 
+static void fo__line_at(fo__line *line, fo_context *fo, int number) {
+    line->fo     = fo;
+    line->number = number;
+    snprintf(line->where, sizeof line->where, "flow text, line %d", number);
+}
+
 static fo_result fo__line_fail(fo__line *line, const char *what, const char *word) {
-    return fo__fail(line->fo, FO_ERR_FORMAT, "flow text, line %d: %s '%.60s'", line->number, what,
-                    word);
-}
-
-static int fo__parse_int(const char *text, int *out) {
-    char *end;
-    long  value = strtol(text, &end, 10);
-    *out        = (int)value;
-    return end != text && *end == 0 && value >= 0 && value <= 1 << 24;
-}
-
-/* Numbers are written with a point, whatever the user's locale is. */
-static int fo__parse_double(const char *text, double *out) {
-    char  copy[64], *end, *point;
-    snprintf(copy, sizeof copy, "%s", text);
-    point = strchr(copy, '.');
-    if (point)
-        *point = localeconv()->decimal_point[0];
-    *out = strtod(copy, &end);
-    return end != copy && *end == 0;
+    return fo__fail(line->fo, FO_ERR_FORMAT, "%s: %s '%.60s'", line->where, what, word);
 }
 
 /* The runs of "map:14c14x" into states. */
-static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *runs, int64_t size) {
+static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *runs, int64_t size,
+                               fo_mask *mask) {
     int64_t        at  = 0;
     unsigned char *map = (unsigned char *)fo__arena_alloc(arena, (size_t)size);
     if (map == NULL)
@@ -7879,157 +8608,180 @@ static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *run
         at += run;
         runs = end + 1;
     }
-    line->layer.mask = fo_mask_map(map);
+    *mask = fo_mask_map(map);
     return at == size ? FO_OK : fo__line_fail(line, "the map is too short:", "mask=map");
 }
 
-static fo_result fo__parse_word(fo__line *line, fo_flow *flow, char *word) {
-    fo__layer *l     = &line->layer;
-    char      *value = strchr(word, '='), *colon;
-    int        ok    = 1;
-    if (value == NULL)
-        return fo__line_fail(line, "name=value is needed, not", word);
-    *value++ = 0;
-    if (strcmp(word, "alpha") == 0 && strcmp(l->kind.keys, word) == 0) {
-        ok = fo__parse_double(value, &l->alpha);
-    } else if (strcmp(word, "mask") == 0 && l->kind.has_mask) {
-        colon = strchr(value, ':');
-        if (colon)
-            *colon++ = 0;
-        if (strcmp(value, "map") == 0 && colon)
-            return fo__parse_map(line, &flow->arena, colon, fo_shape_count(flow->end));
-        l->mask.kind = value;
-        ok           = colon == NULL || fo__parse_int(colon, &l->mask.phase);
-    } else if (strcmp(word, "net") == 0 && l->kind.has_mask) {
-        l->net.kind = value;
-    } else if (strcmp(word, "act") == 0 && l->kind.has_mask) {
-        l->net.act = value;
-    } else if (strcmp(word, "order") == 0 && strcmp(l->kind.keys, word) == 0) {
-        l->alt = strcmp(value, "alt") == 0;
-        ok     = l->alt;
-#define FO__SETTING(name, owner, field, usual)                                                     \
-    } else if (strcmp(word, #name) == 0 && strcmp(l->kind.keys, owner) == 0) {                    \
-        ok = fo__parse_int(value, &l->field);
-        FO__SETTINGS(FO__SETTING)
-#undef FO__SETTING
-    } else {
-        return fo__line_fail(line, "unknown setting", word);
-    }
-    if (fo__is_negated(word) || strcmp(word, "lu") == 0 || strcmp(word, "reverse") == 0)
-        ok = strcmp(value, "0") == 0 || strcmp(value, "1") == 0;
-    if (strcmp(word, "skip") == 0) {
-        line->skips |= ok && l->net.no_skip;
-        l->net.no_skip = !l->net.no_skip;
-    }
-    if (strcmp(word, "norm") == 0)
-        l->net.no_norm = !l->net.no_norm;
-    line->seeded |= strcmp(word, "seed") == 0;
-    value[-1] = '=';
-    return ok ? FO_OK : fo__line_fail(line, "not a value that can be used:", word);
+/* mask=KIND:PHASE or mask=map:RUNS */
+static fo_result fo__parse_mask(fo__line *line, fo_flow *flow, char *value, fo_mask *mask) {
+    char *colon = strchr(value, ':');
+    if (colon)
+        *colon++ = 0;
+    if (strcmp(value, "map") == 0 && colon)
+        return fo__parse_map(line, &flow->arena, colon, fo_shape_count(flow->end), mask);
+    *mask = fo_mask_named(value, 0);
+    return colon == NULL || fo__parse_int(colon, &mask->phase) ? FO_OK
+               : fo__line_fail(line, "a mask's phase must be a whole number, not", colon);
 }
 
-/* "input 1x28x28" or "input 5". */
-static fo_flow *fo__parse_input(fo__line *line, char *text) {
-    fo_shape shape;
-    int      n = sscanf(text, "input %dx%dx%d", &shape.c, &shape.h, &shape.w);
-    if (n == 1)
-        shape.h = shape.w = 1;
-    if (n != 1 && n != 3) {
-        fo__line_fail(line, "the first line must be 'input CxHxW' or 'input D', not", text);
-        return NULL;
-    }
-    return fo_flow_create(line->fo, shape);
-}
-
-/* One layer, `text` without its repeat count, which is taken apart in place. */
+/* One layer, taken apart in place: its name, mask and net; the rest are settings. */
 static fo_result fo__parse_layer(fo__line *line, fo_flow *flow, char *text) {
-    char *word, *next = text;
-    memset(&line->layer, 0, sizeof line->layer);
-    line->layer.alpha     = 0.05;
-    line->skips = line->seeded = 0;
-    line->layer.mask.kind = "";
+    fo__new_layer  layer;
+    fo__layer_row *row = NULL;
+    char          *word, *next = text;
+    size_t         at = 0;
+    memset(&layer, 0, sizeof layer);
+    layer.mask.kind = "";
+    layer.where     = line->where;
+    line->settings[0] = 0;
     while ((word = next + strspn(next, " \t\r"))[0]) {
         next = word + strcspn(word, " \t\r");
         if (*next)
             *next++ = 0;
-        if (line->layer.kind.name == NULL) {
-            line->layer.kind = fo__layer_kind_of(word);
-            if (line->layer.kind.name == NULL)
-                return fo__line_fail(line, "unknown layer", word);
-        } else if (fo__parse_word(line, flow, word) != FO_OK) {
-            return line->fo->failed;
+        if (row == NULL) {
+            row = (fo__layer_row *)fo__row_find(line->fo, line->where, FO__A_LAYER,
+                                                word);
+            if (row == NULL)
+                return line->fo->failed;
+            layer.kind = &row->kind;
+        } else if (row->kind.conditions && strncmp(word, "mask=", 5) == 0) {
+            if (fo__parse_mask(line, flow, word + 5, &layer.mask) != FO_OK)
+                return line->fo->failed;
+        } else if (row->kind.conditions && strncmp(word, "net=", 4) == 0) {
+            layer.net.kind = word + 4;
+        } else {
+            at += (size_t)snprintf(line->settings + at, sizeof line->settings - at, " %s", word);
+            if (at >= sizeof line->settings)
+                return fo__line_fail(line, "too many settings at", word);
         }
     }
-    if ((line->skips && line->layer.net.neck) || (line->seeded && line->layer.reverse))
-        return fo__line_fail(line, "settings that contradict each other in", line->skips
-                             ? "skip=1 neck=..." : "seed=... reverse=1");
-    return line->layer.kind.name ? fo__add_layer(flow, &line->layer)
-                            : fo__line_fail(line, "no layer in", text);
+    if (row == NULL)
+        return fo__line_fail(line, "no layer in", text);
+    if (row->kind.conditions)
+        layer.net.more = line->settings;
+    else
+        layer.settings = line->settings;
+    return fo__add_layer(flow, &layer);
 }
 
-static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text, size_t length) {
-    int    i, times = 1;
-    char  *copy, *star, *part, *rest;
-    size_t j, at;
-    copy = (char *)fo__arena_alloc(&flow->arena, 2 * length + 1024);
+/* Layers apart by ;, of which `count` may be repeated: % is the number of the repetition. */
+static fo_result fo__parse_layers(fo__line *line, fo_flow *flow, const char *text, size_t length,
+                                  int repeat) {
+    const size_t room = 2 * length + 1024;
+    char        *copy = (char *)fo__arena_alloc(&flow->arena, room), *part, *rest;
+    size_t       j, at;
     if (copy == NULL)
         return FO_ERR_MEMORY;
-    memcpy(copy, text, length);
-    star = copy + strspn(copy, "0123456789");
-    if (star > copy && *star == '*') {
-        *star = 0;
-        if (!fo__parse_int(copy, &times) || times < 1 || times > 1000)
-            return fo__line_fail(line, "a repeat count must be 1 to 1000, not", copy);
-        text += star + 1 - copy;
-        length -= (size_t)(star + 1 - copy);
-    }
-    for (i = 0; i < times; i++) {
-        for (j = at = 0; j < length && at < length + 1000; j++)
-            if (text[j] == '%')
-                at += (size_t)snprintf(copy + at, 12, "%d", i);
-            else
-                copy[at++] = text[j];
-        copy[at] = 0;
-        for (part = copy; part; part = rest) { /* several layers of a line, apart by ; */
-            rest = strchr(part, ';');
-            if (rest)
-                *rest++ = 0;
-            if (fo__parse_layer(line, flow, part) != FO_OK)
-                return line->fo->failed;
-        }
+    for (j = at = 0; j < length && at + 12 < room; j++)
+        if (text[j] == '%')
+            at += (size_t)snprintf(copy + at, 12, "%d", repeat);
+        else
+            copy[at++] = text[j];
+    copy[at] = 0;
+    for (part = copy; part; part = rest) {
+        rest = strchr(part, ';');
+        if (rest)
+            *rest++ = 0;
+        if (fo__parse_layer(line, flow, part) != FO_OK)
+            return line->fo->failed;
     }
     return FO_OK;
 }
 
+/* A line without its comment: layers apart by ;. N* repeats all that follows it. */
+static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text, size_t length) {
+    size_t begin = 0, digits, i;
+    int    times = 1, k, parsed = 1;
+    char   count[12];
+    for (i = 0; i < length; i = begin) { /* the part with a repeat count, if there is one */
+        begin = i + strspn(text + i, " \t\r");
+        digits = strspn(text + begin, "0123456789");
+        if (digits && begin + digits < length && text[begin + digits] == '*') {
+            snprintf(count, sizeof count, "%.*s", (int)FO__MIN(digits, 11), text + begin);
+            parsed = fo__parse_int(count, &times) && times >= 1 && times <= 1000;
+            if (!parsed)
+                return fo__line_fail(line, "a repeat count must be 1 to 1000, not", count);
+            if (i && fo__parse_layers(line, flow, text, i - 1, 0) != FO_OK)
+                return line->fo->failed;
+            begin += digits + 1;
+            break;
+        }
+        begin = i + strcspn(text + i, ";") + 1;
+    }
+    if (i >= length)
+        begin = 0;
+    for (k = 0; k < times; k++)
+        if (fo__parse_layers(line, flow, text + begin, length - begin, k) != FO_OK)
+            return line->fo->failed;
+    return FO_OK;
+}
+
+/* "input 1x28x28" or "input 5", and layers behind a ; */
+static fo_flow *fo__parse_input(fo__line *line, const char *text, size_t length) {
+    size_t   head = FO__MIN(strcspn(text, ";"), length);
+    char     word[64], *at = word, *end;
+    long     dim[3] = {1, 1, 1};
+    int      n = 0;
+    fo_shape shape;
+    fo_flow *flow;
+    snprintf(word, sizeof word, "%.*s", (int)FO__MIN(head, 63), text);
+    if (strncmp(word, "input", 5) == 0 && strchr(" \t", word[5]) && head < 63)
+        for (at = word + 5, end = at; n < 3; at = end + 1) {
+            errno    = 0;
+            dim[n++] = strtol(at, &end, 10);
+            if (end == at || errno || dim[n - 1] > INT_MAX || dim[n - 1] < INT_MIN) {
+                n = 0;
+                break;
+            }
+            if (*end != 'x')
+                break;
+        }
+    if (n) {
+        end += strspn(end, " \t\r");
+        n = *end ? 0 : n;
+    }
+    if (n != 1 && n != 3) {
+        fo__line_fail(line, "'input CxHxW' or 'input D' is needed first, not", word);
+        return NULL;
+    }
+    shape.c = (int)dim[0], shape.h = (int)dim[1], shape.w = (int)dim[2];
+    flow    = fo_flow_create(line->fo, shape);
+    if (flow && head < length &&
+        fo__parse_line(line, flow, text + head + 1, length - head - 1) != FO_OK) {
+        fo_flow_free(flow);
+        return NULL;
+    }
+    return flow;
+}
+
 fo_result fo_add_layer(fo_flow *flow, const char *text) {
     fo__line line;
-    if (flow == NULL || text == NULL)
+    if (flow == NULL)
         return FO_ERR_ARGUMENT;
-    memset(&line, 0, sizeof line);
-    line.fo     = flow->fo;
-    line.number = flow->n_layers + 2; /* its line in the flow's text */
+    if (text == NULL)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_add_layer: no text");
+    fo__line_at(&line, flow->fo, flow->n_layers + 2); /* its line in the flow's text */
     return fo__parse_line(&line, flow, text, strlen(text));
 }
 
 fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
     fo_flow *flow = NULL;
     fo__line line;
+    int      number;
+    if (fo && text == NULL)
+        fo__fail(fo, FO_ERR_ARGUMENT, "fo_flow_parse: no text");
     if (fo == NULL || text == NULL)
         return NULL;
-    memset(&line, 0, sizeof line);
-    line.fo = fo;
-    while (*text) {
+    for (number = 1; *text; number++) {
         size_t length = strcspn(text, "\n"), used, skip = strspn(text, " \t\r");
-        line.number++;
+        fo__line_at(&line, fo, number);
         for (used = 0; used < length && text[used] != '#';)
             used++;
         while (used > 0 && strchr(" \t\r", text[used - 1]))
             used--;
         if (used > skip) {
             if (flow == NULL) {
-                char head[64];
-                snprintf(head, sizeof head, "%.*s", (int)FO__MIN(used - skip, 60), text + skip);
-                flow = fo__parse_input(&line, head);
+                flow = fo__parse_input(&line, text + skip, used - skip);
                 if (flow == NULL)
                     return NULL;
             } else if (fo__parse_line(&line, flow, text + skip, used - skip) != FO_OK) {
@@ -8042,28 +8794,6 @@ fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
     if (flow == NULL)
         fo__fail(fo, FO_ERR_FORMAT, "the flow's text is empty: its first line is 'input CxHxW'");
     return flow;
-}
-
-const char *fo_flow_text(fo_flow *flow) {
-    size_t size = 64, at;
-    int    i;
-    if (flow == NULL)
-        return NULL;
-    for (i = 0; i < flow->n_layers; i++)
-        size += strlen(flow->layers[i].text) + 1;
-    if (flow->text && strlen(flow->text) + 64 >= size)
-        return flow->text; /* nothing was added since */
-    flow->text = (char *)fo__arena_alloc(&flow->arena, size);
-    if (flow->text == NULL)
-        return NULL;
-    if (flow->shape.h * flow->shape.w > 1)
-        at = (size_t)snprintf(flow->text, size, "input %dx%dx%d\n", flow->shape.c, flow->shape.h,
-                              flow->shape.w);
-    else
-        at = (size_t)snprintf(flow->text, size, "input %d\n", flow->shape.c);
-    for (i = 0; i < flow->n_layers; i++)
-        at += (size_t)snprintf(flow->text + at, size - at, "%s\n", flow->layers[i].text);
-    return flow->text;
 }
 
 /* ================================================================================================
@@ -8128,7 +8858,7 @@ fo_preset fo_preset_at(int i) {
          FO__IMAGE FO__RESNETS("8", "cycle", "16", "2"),
          1e-3, 0, 0, 0, 32, 0},
         {"cycle-resnet-neck", "the same through a bottleneck of 10",
-         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 neck=10"),
+         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 bottleneck=10"),
          3e-3, 0, 0, 0, 16, 0},
         {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
          FO__GLOW("16", "highway channels=200"), 5e-5, 0, 0, 0, 32, 1},
@@ -8155,7 +8885,7 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     }
     colour = strstr(preset.body, "---\n");
     body   = colour && shape.c > 1 ? colour + 4 : preset.body;
-    neck   = strstr(body, "neck=10\n");
+    neck   = strstr(body, "bottleneck=10\n");
     if (name[n] && (neck == NULL || !fo__parse_int(name + n + 1, &l) || l < 1 || l > 65536)) {
         fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s': %s", name, neck
                  ? "the width of the bottleneck must be a whole number from 1 to 65536"
@@ -8165,8 +8895,8 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     snprintf(text, sizeof text, "input %dx%dx%d\n%.*s", shape.c, shape.h, shape.w,
              colour && shape.c == 1 ? (int)(colour - body) : (int)strlen(body), body);
     if (name[n]) /* with another l */
-        snprintf(text, sizeof text, "input %dx%dx%d\n%.*sneck=%d\n%s", shape.c, shape.h, shape.w,
-                 (int)(neck - body), body, l, neck + 8);
+        snprintf(text, sizeof text, "input %dx%dx%d\n%.*sbottleneck=%d\n%s", shape.c, shape.h,
+                 shape.w, (int)(neck - body), body, l, neck + 14);
     flow = fo_flow_parse(fo, text);
     if (flow) {
         flow->train.desc.lr           = shape.c > 1 && preset.colour_lr > 0 ? preset.colour_lr
@@ -8186,33 +8916,96 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
    Cost       one pass over the data a call
    ============================================================================================= */
 
-/* Places and initialises the blocks; the structure is fixed from here on. */
-static fo_result fo__flow_ready(fo_flow *flow) {
-    int i;
-    if (flow->ready)
-        return FO_OK;
-    if (flow->broken || flow->n_layers == 0)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "the flow has no layers, or one of them could "
-                        "not be added");
-    flow->values        = fo__reals(&flow->arena, flow->params.size);
-    flow->buffer_values = fo__reals(&flow->arena, flow->buffers.size);
-    if (flow->values == NULL || flow->buffer_values == NULL)
-        return FO_ERR_MEMORY;
-    fo__params_init(&flow->params, flow->fo->desc.seed, flow->values);
-    fo__params_init(&flow->buffers, flow->fo->desc.seed, flow->buffer_values);
-    for (i = 0; i < flow->n_layers; i++)
-        if (flow->layers[i].kind.init)
-            flow->layers[i].kind.init(flow, &flow->layers[i]);
-    flow->params.frozen = flow->buffers.frozen = flow->ready = 1;
-    return FO_OK;
+struct fo_workspace {
+    fo__arena   arena;
+    fo_context *fo;
+    fo_flow    *flow;
+    int         batch, train;
+    int64_t     rows;    /* of the current call */
+    fo__slot   *slots;   /* one a layer */
+    int         n_slots;
+    fo_real    *scratch;
+    fo_real    *values, *grads;
+    fo_real    *state, *dstate, *spare; /* [batch,D] */
+    double     *terms;          /* [1+layers,batch]; while decoding: logdets of the decode */
+    double     *dlogdet;        /* [batch]: dLoss/d(logdet) of each row */
+    const fo_data *data;        /* of the current call */
+    const fo_data *negative;    /* or NULL; where the rows from `positive` on come from */
+    int64_t     positive;
+    int64_t    *sample;         /* which sample sits in each row, */
+    uint64_t   *noise;          /* which random stream its noise comes from, */
+    uint64_t    seed;           /* of this seed */
+    int         middle;         /* u = 1/2 instead of noise */
+    int         any_values;     /* no sample, but near one: dequantize refuses nothing */
+    fo_norm     norm;           /* what the batch norms of all tapes do */
+    fo__pace    pace;
+};
+
+/* A function of the rows [begin,end) of the batch, which are shared out over threads. */
+typedef void fo__rows_fn(fo_workspace *ws, int64_t begin, int64_t end);
+typedef struct fo__rows_call { fo_workspace *ws; fo__rows_fn *fn; } fo__rows_call;
+
+static void fo__rows_range(void *arg, int64_t begin, int64_t end) {
+    fo__rows_call *call = (fo__rows_call *)arg;
+    call->fn(call->ws, begin, end);
 }
 
-fo_real *fo_params(fo_flow *flow, int64_t *count) {
-    if (flow == NULL || fo__flow_ready(flow) != FO_OK)
-        return NULL;
-    if (count)
-        *count = flow->params.size;
-    return flow->values;
+static void fo__rows(fo_workspace *ws, fo__rows_fn *fn) {
+    fo__rows_call call;
+    call.ws = ws;
+    call.fn = fn;
+    fo_parallel_for(ws->fo, ws->rows, fo__grain(4 * FO__NS_ELEMENT * (double)ws->flow->size),
+                    fo__rows_range, &call);
+}
+
+static double *fo__logdet(fo_workspace *ws, int layer) {
+    return ws->terms + (layer + 1) * (int64_t)ws->batch;
+}
+
+static fo_real *fo__state(fo_workspace *ws, int64_t row) {
+    return ws->state + row * ws->flow->size;
+}
+
+/* What the hooks of a layer see of this batch. */
+static fo_pass *fo__pass_open(fo_workspace *ws, int layer, fo_direction direction) {
+    fo_pass *p    = &ws->slots[layer].pass;
+    p->direction  = direction;
+    p->rows       = ws->rows;
+    p->dx         = direction == FO_BACKWARD ? ws->dstate : NULL;
+    p->values     = ws->values;
+    p->seed       = ws->seed;
+    p->middle     = ws->middle;
+    p->any_values = ws->any_values;
+    if (direction != FO_BACKWARD)
+        memset(p->logdet, 0, (size_t)ws->rows * sizeof *p->logdet);
+    return p;
+}
+
+/* The batch goes through one layer. */
+static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
+    fo_pass             *p        = fo__pass_open(ws, layer, direction);
+    const fo__layer     *l        = &ws->flow->layers[layer];
+    const fo_layer_kind *kind     = l->see.kind;
+    fo_real             *measured = ws->flow->buffer_values + l->measured;
+    if (l->net_kind)
+        fo__net_before(&ws->slots[layer], &ws->norm);
+    if (kind->measure && !kind->front && direction == FO_ENCODE && *measured == 0 &&
+        ws->norm.mode == FO_NORM_TRAIN) {
+        kind->measure(p, 0, p->rows);
+        *measured = 1;
+    }
+    if (kind->before)
+        kind->before(p);
+    if (ws->fo->failed != FO_OK)
+        return;
+    if (kind->rows)
+        fo__pass_rows(p, kind->rows);
+    else if (l->see.from)
+        fo__pass_rows(p, fo__move_rows);
+    if (kind->after)
+        kind->after(p);
+    if (l->net_kind)
+        fo__net_after(&ws->slots[layer]);
 }
 
 /* Scoring uses the moving average where there is one; training the weights themselves. */
@@ -8265,6 +9058,30 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
     return FO_OK;
 }
 
+/* What stays the same of a layer's passes in this workspace. */
+static void fo__slot_open(fo_workspace *ws, int layer) {
+    fo__slot       *slot = &ws->slots[layer];
+    fo_pass        *p    = &slot->pass;
+    const fo_layer *l    = &ws->flow->layers[layer].see;
+    slot->layer = &ws->flow->layers[layer];
+    slot->batch = ws->batch;
+    p->layer    = l;
+    p->fo       = ws->fo;
+    p->size     = ws->flow->size;
+    p->x        = ws->state;
+    p->spare    = ws->spare;
+    p->logdet   = fo__logdet(ws, layer);
+    p->dlogdet  = ws->dlogdet;
+    p->grads    = ws->grads;
+    p->buffers  = ws->flow->buffer_values;
+    p->stream   = ws->noise;
+    p->sample   = ws->sample;
+    if (l->work)
+        p->work = fo__doubles(&ws->arena, l->work);
+    if (l->save && ws->train)
+        p->save = fo__reals(&ws->arena, (int64_t)ws->batch * l->save);
+}
+
 static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
     fo_flow *flow    = ws->flow;
     int64_t  scratch = 0;
@@ -8272,22 +9089,17 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
     for (i = 0; i < flow->n_layers; i++) {
         fo__slot        *slot = &ws->slots[i];
         const fo__layer *l    = &flow->layers[i];
-        int64_t          n    = l->shape.c;
-        if (l->kind.init) /* conv1x1 */
-            slot->matrix = fo__doubles(&ws->arena, 3 * n * n);
-        if (l->kind.has_mask) {
-            slot->tape = fo__layer_tape(ws->fo, flow, i, ws->batch, ws->train && learns, &slot->x,
+        fo__slot_open(ws, i);
+        if (l->net_kind) {
+            slot->tape = fo__layer_tape(ws->fo, flow, l, ws->batch, ws->train && learns, &slot->in,
                                         &slot->out);
             if (slot->tape == NULL || fo__tape_layout(slot->tape, ws->train) != FO_OK)
                 return FO_ERR_MEMORY;
             scratch = FO__MAX(scratch, slot->tape->scratch_size);
         }
-        if (l->kind.learns && ws->train)
-            slot->save = fo__reals(&ws->arena, ws->batch * (l->map ? (int64_t)l->n_change
-                                                                   : fo_shape_count(l->shape)));
         if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
-        learns |= l->kind.learns;
+        learns |= l->learns;
     }
     ws->scratch = fo__reals(&ws->arena, scratch);
     return ws->scratch ? fo__workspace_kept(ws, budget_mb, scratch) : FO_ERR_MEMORY;
@@ -8296,15 +9108,12 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
 static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch, int train,
                                         double budget_mb) {
     fo_workspace *ws;
-    int64_t       n = flow ? flow->size : 0, scales = 1;
-    int           i;
+    int64_t       n = flow ? flow->size : 0;
     if (fo == NULL || flow == NULL || fo__flow_ready(flow) != FO_OK)
         return NULL;
     ws = (fo_workspace *)fo__object(fo, sizeof *ws);
     if (ws == NULL)
         return NULL;
-    for (i = 0; i < flow->n_layers; i++)
-        scales = FO__MAX(scales, flow->layers[i].n_scale);
     ws->fo     = fo;
     ws->flow   = flow;
     ws->batch  = batch;
@@ -8321,7 +9130,6 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     if (train) {
         ws->dlogdet = fo__doubles(&ws->arena, batch);
         ws->dstate  = fo__reals(&ws->arena, batch * n);
-        ws->partial = fo__reals(&ws->arena, batch * scales);
         ws->grads   = fo__reals(&ws->arena, flow->params.size);
     }
     if (fo->failed || fo__workspace_tapes(ws, budget_mb) != FO_OK) {
@@ -8352,25 +9160,21 @@ static fo_result fo__check_data(fo_context *fo, const fo_flow *flow, const fo_da
     if (data == NULL)
         return fo__fail(fo, FO_ERR_ARGUMENT, "there is no data");
     if (a.c != b.c || a.h != b.h || a.w != b.w)
-        return fo__fail(fo, FO_ERR_SHAPE, "the data's samples are %dx%dx%d, the flow's %dx%dx%d",
-                        b.c, b.h, b.w, a.c, a.h, a.w);
+        return fo__fail(fo, FO_ERR_SHAPE, "the data's samples are %dx%dx%d, the flow's "
+                        "%dx%dx%d%s", b.c, b.h, b.w, a.c, a.h, a.w, fo__shape_hint(b));
     return FO_OK;
 }
 
-static void fo__load_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                          int64_t end) {
+static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
     int64_t r;
-    (void)layer, (void)dir;
     for (r = begin; r < end; r++)
         fo__data_rows(ws->negative && r >= ws->positive ? ws->negative : ws->data, ws->sample[r],
                       fo__state(ws, r));
 }
 
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
-static void fo__base_rows(fo_workspace *ws, int layer, fo__direction dir, int64_t begin,
-                          int64_t end) {
+static void fo__base_rows(fo_workspace *ws, int64_t begin, int64_t end) {
     int64_t r, size = ws->flow->size;
-    (void)layer, (void)dir;
     for (r = begin; r < end; r++)
         ws->terms[r] = -0.5 * ws->fo->kernels->sumsq(size, fo__state(ws, r)) -
                        0.5 * (double)size * log(6.283185307179586);
@@ -8390,23 +9194,24 @@ static fo_result fo__find_nan(fo_workspace *ws) {
     fo_shape       s;
     int64_t        r, i;
     int            layer;
-    fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
+    fo__rows(ws, fo__load_rows);
     for (layer = -1; layer < flow->n_layers; layer++) {
         const char *text = layer < 0 ? "input" : flow->layers[layer].text;
-        s                = layer < 0 ? flow->shape : flow->layers[layer].shape;
+        const char *help = layer < 0 ? NULL : flow->layers[layer].see.kind->advice;
+        s                = layer < 0 ? flow->shape : flow->layers[layer].see.shape;
         if (layer >= 0)
-            fo__pass(ws, layer, FO__ENCODE);
+            fo__pass(ws, layer, FO_ENCODE);
         for (r = 0; r < ws->rows; r++) {
             double logdet = layer < 0 ? 0 : fo__logdet(ws, layer)[r];
             for (i = 0; i < flow->size; i++) {
                 double value = (double)fo__state(ws, r)[i];
                 if (value - value != 0)
                     return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: %s at layer %d (%s), "
-                                    "channel %d, row %d, column %d; if the data is sound, try a "
-                                    "lower learning rate or a smaller clip",
+                                    "channel %d, row %d, column %d; %s",
                                     (long long)ws->sample[r], value != value ? "nan" : "infinity",
                                     layer, text, (int)(i / (s.h * s.w)), (int)(i / s.w % s.h),
-                                    (int)(i % s.w));
+                                    (int)(i % s.w), help ? help : "if the data is sound, "
+                                    "try a lower learning rate or a smaller clip");
             }
             if (logdet - logdet != 0)
                 return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: the logdet of layer %d (%s) "
@@ -8420,10 +9225,10 @@ static fo_result fo__find_nan(fo_workspace *ws) {
 /* x -> z for ws->rows samples: terms and state are the result. */
 static fo_result fo__encode(fo_workspace *ws) {
     int i;
-    fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
+    fo__rows(ws, fo__load_rows);
     for (i = 0; i < ws->flow->n_layers && ws->fo->failed == FO_OK; i++)
-        fo__pass(ws, i, FO__ENCODE);
-    fo__rows(ws, -1, FO__ENCODE, fo__base_rows);
+        fo__pass(ws, i, FO_ENCODE);
+    fo__rows(ws, fo__base_rows);
     return ws->fo->failed;
 }
 
@@ -8518,7 +9323,7 @@ static fo_result fo__decode(fo_workspace *ws, fo_real *x, double *logdet) {
     int64_t r, i, size = ws->flow->size;
     int     k;
     for (k = ws->flow->n_layers - 1; k >= 0 && ws->fo->failed == FO_OK; k--)
-        fo__pass(ws, k, FO__DECODE);
+        fo__pass(ws, k, FO_DECODE);
     memcpy(x, ws->state, (size_t)(ws->rows * size) * sizeof *x);
     for (r = 0; r < ws->rows && logdet; r++)
         for (k = 0, logdet[r] = 0; k < ws->flow->n_layers; k++)
@@ -8726,9 +9531,9 @@ static fo_result fo__train_backward(fo_workspace *ws) {
     for (r = 0; r < ws->rows; r++)
         ws->fo->kernels->scale(n, (fo_real)-ws->dlogdet[r], fo__state(ws, r), ws->dstate + r * n);
     for (i = ws->flow->n_layers - 1; i >= 0 && ws->fo->failed == FO_OK; i--) {
-        if (ws->flow->layers[i].kind.front)
+        if (ws->flow->layers[i].see.kind->front)
             break;
-        fo__pass(ws, i, FO__BACKWARD);
+        fo__pass(ws, i, FO_BACKWARD);
     }
     return ws->fo->failed;
 }
@@ -8892,42 +9697,26 @@ static void fo__report(fo__trainer *tr, int last) {
 
 /* ---- data-dependent initialisation ----------------------------------------------------------- */
 
-/* Mean and standard deviation of what reaches layer i, over all the data; a constant element
-   keeps std 1, so that it stays harmless. */
-static fo_result fo__measure_standardize(fo__trainer *tr, int layer) {
-    fo_flow      *flow = tr->flow;
-    fo_workspace *ws   = tr->ws;
-    fo__layer    *l    = &flow->layers[layer];
-    int64_t       done, r, i, n = flow->size;
-    double       *sum = (double *)fo__alloc(flow->fo, fo__times(2 * n, sizeof(double)));
-    int           k;
-    if (sum == NULL)
-        return FO_ERR_MEMORY;
+/* A front layer looks at all the data, as it reaches that layer. */
+static fo_result fo__train_measure(fo__trainer *tr, int layer) {
+    fo_workspace    *ws = tr->ws;
+    const fo__layer *l  = &tr->flow->layers[layer];
+    int64_t          done, r;
+    int              k;
     for (done = 0; done < tr->count; done += ws->rows) {
         ws->rows = FO__MIN(ws->batch, tr->count - done);
         for (r = 0; r < ws->rows; r++)
             ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = done + r);
-        fo__rows(ws, -1, FO__ENCODE, fo__load_rows);
-        for (k = 0; k < layer; k++)
-            fo__pass(ws, k, FO__ENCODE);
-        for (r = 0; r < ws->rows; r++)
-            for (i = 0; i < n; i++) {
-                double x = (double)fo__state(ws, r)[i];
-                sum[i] += x;
-                sum[n + i] += x * x;
-            }
+        fo__rows(ws, fo__load_rows);
+        for (k = 0; k < layer && ws->fo->failed == FO_OK; k++)
+            fo__pass(ws, k, FO_ENCODE);
+        if (ws->fo->failed != FO_OK)
+            return ws->fo->failed;
+        l->see.kind->measure(fo__pass_open(ws, layer, FO_ENCODE), done, tr->count);
     }
-    for (i = 0; i < n; i++) {
-        double mean = sum[i] / (double)tr->count;
-        double var  = sum[n + i] / (double)tr->count - mean * mean;
-        flow->buffer_values[l->mean + i] = (fo_real)mean;
-        flow->buffer_values[l->std + i]  = (fo_real)(var > 1e-12 * (mean * mean + 1e-12)
-                                                         ? sqrt(var) : 1);
-    }
-    flow->buffer_values[l->measured] = 1;
-    fo__free(flow->fo, sum);
+    tr->flow->buffer_values[l->measured] = 1;
     ws->rows = ws->batch;
-    return FO_OK;
+    return ws->fo->failed;
 }
 
 static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *data) {
@@ -8971,9 +9760,9 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
     if (fo->failed != FO_OK)
         return fo->failed;
     for (i = 0; i < flow->n_layers; i++)
-        if (flow->layers[i].kind.setup == fo__standardize_setup &&
+        if (flow->layers[i].see.kind->front && flow->layers[i].see.kind->measure &&
             flow->buffer_values[flow->layers[i].measured] == 0 &&
-            fo__measure_standardize(tr, i) != FO_OK)
+            fo__train_measure(tr, i) != FO_OK)
             return fo->failed;
     return FO_OK;
 }
@@ -9422,6 +10211,7 @@ static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, doubl
     report->jacobian = -1;
     if (n > 1024)
         return FO_OK;
+    ws->any_values = 1;
     jacobian = (double *)fo__alloc(fo, fo__times(n * n, sizeof *jacobian));
     rows     = (fo_real *)fo__alloc(fo, fo__times(4 * n, sizeof *rows));
     view     = rows ? fo_data_view(fo, rows, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 2, shape)
@@ -9440,6 +10230,7 @@ static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, doubl
     }
     if (fo->failed == FO_OK)
         report->jacobian = fabs(fo__eliminate(jacobian, n, NULL, 0) - logdet) / (1 + fabs(logdet));
+    ws->any_values = 0;
     fo_data_free(view);
     fo__free(fo, rows);
     fo__free(fo, jacobian);
@@ -9554,12 +10345,12 @@ static int fo__check_untouched(fo_flow *flow) {
     for (i = 0; i < n && origin; i++)
         origin[i] = (int)i;
     for (k = 0; k < flow->n_layers && origin; k++) {
-        const fo__layer *l = &flow->layers[k];
+        const fo_layer *l = &flow->layers[k].see;
         memcpy(old, origin, (size_t)n * sizeof(int));
-        for (i = 0; i < fo_shape_count(l->shape); i++) {
+        for (i = 0; i < l->width; i++) {
             if (l->from)
                 origin[i] = old[l->from[i]];
-            if (l->kind.init || (l->map && l->map[i] == FO_CHANGE))
+            if (l->kind->mixes || (l->map && l->map[i] == FO_CHANGE))
                 touched[origin[i]] = 1;
         }
     }
@@ -9605,10 +10396,13 @@ fo_context *fo_open(const fo_desc *desc) {
     fo->arena.fo = fo;
     fo->kernels  = (fo__kernels *)fo__arena_alloc(&fo->arena, sizeof *fo->kernels);
     fo->ops      = (fo_op *)fo__arena_alloc(&fo->arena, FO__OP_COUNT * sizeof *fo->ops);
-    if (fo->failed != FO_OK) {
+    fo->registry = (struct fo__registry *)fo__arena_alloc(&fo->arena, sizeof *fo->registry);
+    if (fo->failed != FO_OK || fo__nets_register(fo) != FO_OK || fo__masks_register(fo) != FO_OK ||
+        fo__layers_register(fo) != FO_OK) {
         fo_close(fo);
         return NULL;
     }
+    fo->registry->open = 1;
     fo__pick_kernels(fo->desc.simd, fo->kernels);
     fo__ops_table(fo->ops);
     fo->desc.simd = fo->kernels->simd;

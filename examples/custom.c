@@ -55,7 +55,7 @@ int main(void) {
     fo_context   *fo       = fo_open(NULL);
     fo_shape      shape    = {1, 8, 8};
     int           width    = 2;
-    fo_net_kind   residual = {"residual", residual_build, 0};
+    fo_net_kind   residual = {"residual", residual_build, 0, {{"hidden", 64, 1, 4096, 0, NULL}}};
     unsigned char image[256][64], map[64];
     char          drawing[128];
 

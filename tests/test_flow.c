@@ -225,7 +225,7 @@ static void test_bad_masks(void) {
     fo_mask null_kind = fo_mask_named(NULL, 0);
     int     all_pass = 1, some_condition = 0, i;
     const struct { fo_mask mask; fo_shape shape; const char *say; } bad[] = {
-        {fo_mask_named("spiral", 0), {1, 2, 2}, "'spiral' is not known"},
+        {fo_mask_named("spiral", 0), {1, 2, 2}, "unknown mask 'spiral'"},
         {fo_mask_named("cycle", -1), {1, 2, 2}, "phase"},
         {null_kind, {1, 2, 2}, "kind"},
         {fo_mask_map(NULL), {1, 2, 2}, "map"},
@@ -352,11 +352,11 @@ static void test_bad_text(void) {
         {"input 4\nlogit alpha=x\n", {"line 2", "'alpha=x'"}},
         {"input 4\nlogit\ndequantize\n", {"dequantize", "first"}},
         {"input 4\ncoupling mask=halves:0\nlogit\n", {"logit", "before every layer that learns"}},
-        {"input 4\ncoupling mask=spiral:0\n", {"'spiral'", "not known"}},
+        {"input 4\ncoupling mask=spiral:0\n", {"'spiral'", "unknown mask"}},
         {"input 4\ncoupling mask=cycle:0\n", {"cycle", "changes 0"}},
         {"input 4\ncoupling\n", {"mask", ""}},
         {"input 4\ncoupling mask=halves:0 net=cnn\n", {"'cnn'", "mlp"}},
-        {"input 4\ncoupling mask=halves:0 act=swish\n", {"'swish'", "softplus"}},
+        {"input 4\ncoupling mask=halves:0 act=swish\n", {"'act=swish'", "softplus"}},
         {"input 4\ncoupling mask=halves:0 depth=65\n", {"depth=65", "64"}},
         {"input 4\ncoupling mask=halves:0 hidden=70000\n", {"hidden=70000", "65536"}},
         {"input 4\ncoupling mask=halves:0 net=wide hidden=2\n", {"[1,5]", "[1,4] is needed"}},

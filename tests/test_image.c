@@ -381,7 +381,8 @@ static void test_nets(void) {
             const fo_array *from = find(a, name, ".x");
             char            kind[32];
             fo_net          net;
-            fo_net_kind found;
+            const fo_net_kind *found;
+            fo__arena       arena;
             fo_tape        *tape = fo_tape_create(fo);
             fo_tensor      *x, *out;
             int64_t         dim[4];
@@ -391,14 +392,16 @@ static void test_nets(void) {
             sscanf(note, "net=%31s", kind);
             net              = fo_net_named(kind);
             net.channels     = option(note, "channels");
-            net.blocks       = option(note, "blocks") > 0 ? option(note, "blocks") : 2;
+            net.blocks       = option(note, "blocks") > 0 ? option(note, "blocks") : 0;
             net.depth        = option(note, "depth") > 0 ? option(note, "depth") : 0;
-            net.neck         = option(note, "neck") > 0 ? option(note, "neck") : 0;
-            net.no_skip      = option(note, "skip") == 0;
+            net.bottleneck   = option(note, "neck") > 0 ? option(note, "neck") : 0;
+            net.skip         = option(note, "skip") == 0 ? -1 : 0;
             net.input_factor = option(note, "double") + 1;
-            x                = fo_input(tape, 4, dim, 1);
-            CHECK(fo__net_find(fo, kind, &found) == FO_OK);
-            out = found.build(tape, x, option(note, "out"), &net);
+            arena.fo = fo, arena.chunks = NULL;
+            x     = fo_input(tape, 4, dim, 1);
+            found = fo__net_resolve(fo, "test", &arena, &net);
+            CHECK(found != NULL);
+            out = found ? found->build(tape, x, option(note, "out"), &net) : NULL;
             fo_output(out);
             CHECK(out && fo_tape_plan(tape, 1) == FO_OK);
             if (out && fo_failed(fo) == FO_OK) {
@@ -525,7 +528,7 @@ static void test_golden(void) {
                 continue;
             }
             CHECK(strcmp(fo_flow_text(flow), fo_archive_note(a, "flowood.text")) == 0 ||
-                  strstr(fo_flow_text(flow), "neck=")); /* settings in another order */
+                  strstr(fo_flow_text(flow), "neck=")); /* older names, in another order */
             named = fo_flow_parse(fo, fo_flow_text(flow)); /* and into a flow that is there */
             CHECK(named && fo_load_weights(named, path) == FO_OK);
             CHECK(memcmp(named->values, flow->values, BYTES(flow->params.size)) == 0);
@@ -716,7 +719,7 @@ static void test_golden_negative(void) {
     m          = (double *)calloc((size_t)n * 2, sizeof *m);
     floor_nats = atof(fo_archive_note(a, "negative.floor"));
     ws->data   = fo_data_view(fo, rows, REAL_TYPE, 8, shape_of(1, 8, 8));
-    ws->rows = 8, ws->middle = 1, ws->norm.mode = FO_NORM_TRAIN;
+    ws->rows = 8, ws->middle = ws->any_values = 1, ws->norm.mode = FO_NORM_TRAIN;
     for (step = 0; step < 20; step++) {
         double loss = 0, norm = 0;
         int    alive = 0;
@@ -976,7 +979,7 @@ static void test_preset_neck(void) {
     fo_context *fo = fo_open(NULL);
     fo_flow    *flow = fo_flow_preset(fo, "cycle-resnet-neck:4", shape_of(1, 4, 4));
     int         i;
-    CHECK(flow && strstr(fo_flow_text(flow), " neck=4\n") && fo_flow_layers(flow) == 10);
+    CHECK(flow && strstr(fo_flow_text(flow), " bottleneck=4\n") && fo_flow_layers(flow) == 10);
     flow = fo_flow_preset(fo, "mlp-cycle:3", shape_of(1, 4, 4));
     CHECK(flow && strstr(fo_flow_text(flow), " bottleneck=3\n") &&
           strstr(fo_flow_text(flow), "neck=10") == NULL && fo_flow_train_desc(flow).batch == 128);
@@ -1076,8 +1079,8 @@ static void test_text(void) {
         {"2* actnorm; conv1x1; permute seed=%\n",
          "actnorm\nconv1x1\npermute\nactnorm\nconv1x1\npermute seed=1\n"},
         {"coupling mask=checkerboard:0 net=resnet channels=3 blocks=4 skip=0\n", NULL},
-        {"coupling mask=cycle:2 net=resnet channels=3 blocks=1 neck=5\n", NULL},
-        {"coupling mask=cycle:2 net=autoencoder channels=3 neck=5\n", NULL},
+        {"coupling mask=cycle:2 net=resnet channels=3 blocks=1 bottleneck=5\n", NULL},
+        {"coupling mask=cycle:2 net=autoencoder channels=3 bottleneck=5\n", NULL},
         {"additive mask=channel:1 net=highway channels=3\n", NULL},
         {"coupling mask=channel:1 net=highway channels=3 depth=2\n", NULL},
         {"coupling mask=channel:1 net=highway channels=3 act=none\n", NULL},
@@ -1135,7 +1138,7 @@ static void test_bad_text(void) {
         {"input 1x8x8\ncoupling mask=cycle:0 net=resnet channels=2 skip=2", {"skip", ""}},
         {"input 1x8x8\ncoupling mask=cycle:0 net=resnet channels=5000", {"channels=5000", "4096"}},
         {"input 1x8x8\ncoupling mask=cycle:0 net=resnet blocks=65", {"blocks=65", "64"}},
-        {"input 1x8x8\ncoupling mask=cycle:0 net=resnet neck=70000", {"neck=70000", "65536"}},
+        {"input 1x8x8\ncoupling mask=cycle:0 net=resnet neck=70000", {"bottleneck=70000", "65536"}},
         {"input 1x8x8\ncoupling mask=channel:0 net=resnet", {"channel", "changes 64"}},
         {"input 1x8x8\ndequantize\nsqueeze\nlogit alpha=2", {"alpha=2", ""}},
         {"input 1x8x8\nactnorm; conv1x1; blend", {"line 2", "'blend'"}},
