@@ -105,7 +105,11 @@
                   place and sample where it arose.
      Threads      a trained flow may be scored by many threads, each with a context and a workspace
                   of its own, as long as nobody trains it.
-     Files        hostile until proven otherwise; written under another name and then renamed.
+     Files        hostile until proven otherwise: a flow in a file may have no more weights than
+                  the file, and layers x elements (a layer counts 512 more) of 2M or 2 a byte, so
+                  that a file of 1 MB costs at most 2 s and 256 MB. Written to NAME.xxxxxxxx.part
+                  (which a killed program leaves behind), synced, then renamed: at any moment, and
+                  whoever writes, NAME is one whole file. What we write carries a checksum.
 
    >>math
 
@@ -633,7 +637,12 @@ typedef struct fo_param_info {
 } fo_param_info;
 FO_API int           fo_param_count(const fo_flow *flow);
 FO_API fo_param_info fo_param_at(const fo_flow *flow, int i);
-FO_API fo_real      *fo_params(fo_flow *flow, int64_t *count);
+/* The weights that scoring uses: their moving average where training keeps one. After training
+   ask for them anew. */
+FO_API const fo_real *fo_params(fo_flow *flow, int64_t *count);
+/* Replaces all of them. What training knew about the old ones is forgotten: moving average, moments
+   of the optimizer, steps; its settings stay. */
+FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_t count);
 
 /* What one thread needs to run a flow on up to `batch` (0: 256) samples at a time. It belongs to
    `fo`, which may differ from the flow's context: a thread of its own opens a context of its own.
@@ -832,10 +841,27 @@ FO_API int fo_progress_bar(void *user, const fo_progress *progress);
 /* Checkpoints: weights, optimizer, moving average, positions, seeds and the flow's text. */
 FO_API fo_result fo_save(fo_flow *flow, const char *path);
 FO_API fo_flow  *fo_load_flow(fo_context *fo, const char *path);
-/* Weights by name into a flow that is already built. A PyTorch state_dict, saved with Python's
-   safetensors, loads as it is when its modules bear these names; K is the layer's place in
-   fo_flow_text (0: the first line after input), J counts from 0, a prefix such as "flow." may
-   stand before all, and X.weight_g, X.weight_v may be X.parametrizations.weight.original0, ...1.
+/* Zero: everything, as fo_save does. */
+typedef struct fo_save_desc {
+    int      weights_only; /* 1: what scoring uses, to the same bits, and nothing else: the moving
+                              average as the weights where there is one. A third or a quarter of
+                              the size; training starts from it as from given weights */
+    fo_dtype type;         /* of the weights if weights_only: FO_F16, FO_F32 or FO_F64; 0: as they
+                              are. FO_F16 is half of FO_F32 and moves log_prob by about 1e-3 bpd */
+} fo_save_desc;
+FO_API fo_result fo_save_as(fo_flow *flow, const char *path, const fo_save_desc *desc);
+/* The bytes of such a file, in a block of the flow's context; NULL for desc: everything. */
+FO_API fo_result fo_save_memory(fo_flow *flow, const fo_save_desc *desc, void **bytes,
+                                size_t *size);
+FO_API void      fo_save_free(fo_context *fo, void *bytes);
+/* From the bytes of such a file, which are not needed any longer then: flash, a resource. */
+FO_API fo_flow  *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t size);
+/* Weights by name into a flow that is already built: those that scoring uses, which in our own
+   files are ema.* where they are complete. As with fo_set_params, what training knew about the old
+   weights is forgotten. A PyTorch state_dict, saved with Python's safetensors, loads as it is when
+   its modules bear these names; K is the layer's place in fo_flow_text (0: the first line after
+   input), J counts from 0, a prefix such as "flow." may stand before all, X.weight_g, X.weight_v
+   may be X.parametrizations.weight.original0, ...1, and [1,C,1,1] may stand for [C].
      coupling           K.scale; with a net that sees images K.rescale.weight_{g,v} [C,1,1]
        net=mlp          K.net.J.{weight,bias}, J over its linear layers
        net=resnet       K.net.{in_norm,out_norm}.{weight,bias,running_mean,running_var}
@@ -845,7 +871,7 @@ FO_API fo_flow  *fo_load_flow(fo_context *fo, const char *path);
        net=highway      K.net.{in_conv,out_conv,highway.J.conv,highway.J.gate}.{weight,bias}
        net=glow         K.net.{conv1,conv2,conv3}.{weight,bias}
        net=autoencoder  K.net.{down.J,neck.0,neck.1,up.J}.{weight,bias}
-     actnorm            K.{bias,log_scale,measured}
+     actnorm            K.{bias,log_scale,measured}; measured may be missing: then it is 1
      conv1x1            K.weight; lu=1: K.{lower,upper,log_diag,sign,order}
      standardize        K.{mean,std,measured}
    fo_load_flow reads such a file too, if its metadata has the text under "flowood.text". */
@@ -4279,10 +4305,22 @@ typedef struct fo__param {
     fo_init       init;
 } fo__param;
 
+/* What a flow that is built from a file's text may ask for, so that a file costs what its size can
+   answer for: see fo__limits_of. */
+typedef struct fo__limits {
+    const char *path;
+    int         count; /* of parameters, and of buffers: the file's arrays */
+    int64_t     size;  /* of their numbers: those of the arrays */
+    int64_t     work;  /* what layers and text may still cost, in elements */
+} fo__limits;
+
 /* Names, shapes and places of parameters, or of buffers: of one tape, or of a whole flow. */
 typedef struct fo__params {
-    fo__param *list;
-    int        count, room;
+    fo__param  *list;
+    int         count, room;
+    int        *table; /* by name: a place in the list + 1, or 0; open addressing */
+    int         slots; /* of the table: a power of two, at most half of them used */
+    fo__limits *limits; /* NULL: none */
     int64_t    size;   /* numbers in the block */
     int        frozen; /* the block is placed: no new names */
 } fo__params;
@@ -4421,12 +4459,39 @@ fo_tensor *fo_input(fo_tape *tape, int rank, const int64_t *dim, int needs_grad)
     return fo__node_close(t);
 }
 
+/* Where the name is in the table, or the empty slot where it belongs. */
+static int fo__param_slot(const fo__params *params, const char *name) {
+    uint32_t    hash = 2166136261u; /* FNV-1a */
+    const char *at;
+    int         slot;
+    for (at = name; *at; at++)
+        hash = (hash ^ (unsigned char)*at) * 16777619u;
+    slot = (int)(hash & (uint32_t)(params->slots - 1));
+    while (params->table[slot] && strcmp(params->list[params->table[slot] - 1].info.name, name))
+        slot = (slot + 1) & (params->slots - 1);
+    return slot;
+}
+
 static fo__param *fo__param_find(const fo__params *params, const char *name) {
-    int i;
-    for (i = 0; i < params->count; i++)
-        if (strcmp(params->list[i].info.name, name) == 0)
-            return &params->list[i];
-    return NULL;
+    int at = params->slots ? params->table[fo__param_slot(params, name)] : 0;
+    return at ? &params->list[at - 1] : NULL;
+}
+
+/* Makes the last one of the list known by its name. */
+static fo_result fo__param_enter(fo__params *params, fo__arena *arena) {
+    int i, first = params->count - 1;
+    if (2 * params->count > params->slots) {
+        int  slots = params->slots ? 2 * params->slots : 64;
+        int *table = (int *)fo__arena_alloc(arena, fo__times(slots, sizeof *table));
+        if (table == NULL)
+            return FO_ERR_MEMORY;
+        params->table = table;
+        params->slots = slots;
+        first         = 0;
+    }
+    for (i = first; i < params->count; i++)
+        params->table[fo__param_slot(params, params->list[i].info.name)] = i + 1;
+    return FO_OK;
 }
 
 /* The parameter of this name, made at the end of the block when it is new. */
@@ -4462,8 +4527,18 @@ static fo__param *fo__param_get(fo_context *fo, fo__params *params, fo__arena *a
         p->info.count *= p->info.dim[i] = dim[i];
     p->info.offset = params->size;
     p->init        = init;
-    params->size += p->info.count;
+    if (params->limits && (params->count >= params->limits->count ||
+                           p->info.count > params->limits->size - params->size)) {
+        fo__fail(fo, FO_ERR_FORMAT, "%s: the flow of its text needs more weights than its arrays "
+                 "hold: they belong to another architecture", params->limits->path);
+        return NULL;
+    }
     params->count++;
+    if (fo__param_enter(params, arena) != FO_OK) {
+        params->count--;
+        return NULL;
+    }
+    params->size += p->info.count;
     return p;
 }
 
@@ -8476,6 +8551,17 @@ static fo_result fo__image_check(fo_flow *flow, const fo__new_layer *new_layer) 
     return FO_OK;
 }
 
+enum { FO__LAYER_COST = 512 };
+
+/* A flow from a file spends what the file allows: a layer costs its elements and a constant. */
+static fo_result fo__charge(fo_flow *flow, int64_t cost) {
+    fo__limits *limits = flow->params.limits;
+    if (limits == NULL || (limits->work -= cost) >= 0)
+        return FO_OK;
+    return fo__fail(flow->fo, FO_ERR_FORMAT, "%s: the flow of its text has more layers x elements "
+                    "than a file of this size may ask for", limits->path);
+}
+
 static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
     fo__layer *layers, *layer;
     if (flow->ready)
@@ -8485,6 +8571,10 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: an earlier layer of this flow could not be "
                         "added", new_layer->kind->name);
     flow->broken = 1; /* until everything below has worked */
+    if (fo__charge(flow, flow->size + FO__LAYER_COST) != FO_OK)
+        return FO_ERR_FORMAT;
+    if (fo__charge(flow, flow->size + FO__LAYER_COST) != FO_OK)
+        return FO_ERR_FORMAT;
     layers = (fo__layer *)fo__grow(&flow->arena, flow->layers, flow->n_layers, &flow->room,
                                    sizeof *layers);
     if (layers == NULL)
@@ -8562,12 +8652,36 @@ static fo_result fo__flow_ready(fo_flow *flow) {
     return FO_OK;
 }
 
-fo_real *fo_params(fo_flow *flow, int64_t *count) {
+/* Scoring uses the moving average where there is one; training the weights themselves. */
+static fo_real *fo__values_for(const fo_flow *flow, int train) {
+    return flow->train.ema && !train ? flow->train.ema : flow->values;
+}
+
+const fo_real *fo_params(fo_flow *flow, int64_t *count) {
     if (flow == NULL || fo__flow_ready(flow) != FO_OK)
         return NULL;
     if (count)
         *count = flow->params.size;
-    return flow->values;
+    return fo__values_for(flow, 0);
+}
+
+/* The weights are others now: what training kept beside the old ones does not belong to them. */
+static void fo__train_forget(fo_flow *flow) {
+    flow->train.m = flow->train.v = flow->train.ema = NULL;
+    flow->train.step = flow->train.seen = flow->train.skipped = 0;
+}
+
+fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
+    if (flow == NULL)
+        return FO_ERR_ARGUMENT;
+    if (fo__flow_ready(flow) != FO_OK)
+        return flow->fo->failed;
+    if (values == NULL || count != flow->params.size)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_set_params: %lld values given, the flow has "
+                        "%lld", values ? (long long)count : 0, (long long)flow->params.size);
+    memmove(flow->values, values, (size_t)count * sizeof *values);
+    fo__train_forget(flow);
+    return FO_OK;
 }
 
 /* ================================================================================================
@@ -8579,11 +8693,13 @@ typedef struct fo__line { /* one line of a flow's text, taken apart */
     int         number;
     char        where[40];     /* "flow text, line 3" */
     char        settings[512]; /* of a layer, but for mask and net */
+    fo__limits *limits;        /* of the flow, or NULL */
 } fo__line;
 
 static void fo__line_at(fo__line *line, fo_context *fo, int number) {
     line->fo     = fo;
     line->number = number;
+    line->limits = NULL;
     snprintf(line->where, sizeof line->where, "flow text, line %d", number);
 }
 
@@ -8592,10 +8708,11 @@ static fo_result fo__line_fail(fo__line *line, const char *what, const char *wor
 }
 
 /* The runs of "map:14c14x" into states. */
-static fo_result fo__parse_map(fo__line *line, fo__arena *arena, const char *runs, int64_t size,
-                               fo_mask *mask) {
-    int64_t        at  = 0;
-    unsigned char *map = (unsigned char *)fo__arena_alloc(arena, (size_t)size);
+static fo_result fo__parse_map(fo__line *line, fo_flow *flow, const char *runs, fo_mask *mask) {
+    int64_t        at = 0, size = fo_shape_count(flow->end);
+    unsigned char *map = NULL;
+    if (fo__charge(flow, size) == FO_OK)
+        map = (unsigned char *)fo__arena_alloc(&flow->arena, (size_t)size);
     if (map == NULL)
         return FO_ERR_MEMORY;
     while (*runs) {
@@ -8618,7 +8735,7 @@ static fo_result fo__parse_mask(fo__line *line, fo_flow *flow, char *value, fo_m
     if (colon)
         *colon++ = 0;
     if (strcmp(value, "map") == 0 && colon)
-        return fo__parse_map(line, &flow->arena, colon, fo_shape_count(flow->end), mask);
+        return fo__parse_map(line, flow, colon, mask);
     *mask = fo_mask_named(value, 0);
     return colon == NULL || fo__parse_int(colon, &mask->phase) ? FO_OK
                : fo__line_fail(line, "a mask's phase must be a whole number, not", colon);
@@ -8690,9 +8807,10 @@ static fo_result fo__parse_layers(fo__line *line, fo_flow *flow, const char *tex
 
 /* A line without its comment: layers apart by ;. N* repeats all that follows it. */
 static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text, size_t length) {
-    size_t begin = 0, digits, i;
-    int    times = 1, k, parsed = 1;
-    char   count[12];
+    const char *part;
+    size_t      begin = 0, digits, i;
+    int         times = 1, k, parsed = 1;
+    char        count[12];
     for (i = 0; i < length; i = begin) { /* the part with a repeat count, if there is one */
         begin = i + strspn(text + i, " \t\r");
         digits = strspn(text + begin, "0123456789");
@@ -8706,10 +8824,13 @@ static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text,
             begin += digits + 1;
             break;
         }
-        begin = i + strcspn(text + i, ";") + 1;
+        part  = (const char *)memchr(text + i, ';', length - i);
+        begin = part ? (size_t)(part - text) + 1 : length;
     }
     if (i >= length)
         begin = 0;
+    if (fo__charge(flow, times * (int64_t)(length - begin)) != FO_OK)
+        return FO_ERR_FORMAT;
     for (k = 0; k < times; k++)
         if (fo__parse_layers(line, flow, text + begin, length - begin, k) != FO_OK)
             return line->fo->failed;
@@ -8746,6 +8867,8 @@ static fo_flow *fo__parse_input(fo__line *line, const char *text, size_t length)
     }
     shape.c = (int)dim[0], shape.h = (int)dim[1], shape.w = (int)dim[2];
     flow    = fo_flow_create(line->fo, shape);
+    if (flow)
+        flow->params.limits = flow->buffers.limits = line->limits;
     if (flow && head < length &&
         fo__parse_line(line, flow, text + head + 1, length - head - 1) != FO_OK) {
         fo_flow_free(flow);
@@ -8764,7 +8887,8 @@ fo_result fo_add_layer(fo_flow *flow, const char *text) {
     return fo__parse_line(&line, flow, text, strlen(text));
 }
 
-fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
+/* limits: of a text that comes from a file, or NULL. */
+static fo_flow *fo__flow_parse(fo_context *fo, const char *text, fo__limits *limits) {
     fo_flow *flow = NULL;
     fo__line line;
     int      number;
@@ -8775,6 +8899,7 @@ fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
     for (number = 1; *text; number++) {
         size_t length = strcspn(text, "\n"), used, skip = strspn(text, " \t\r");
         fo__line_at(&line, fo, number);
+        line.limits = limits;
         for (used = 0; used < length && text[used] != '#';)
             used++;
         while (used > 0 && strchr(" \t\r", text[used - 1]))
@@ -8793,8 +8918,12 @@ fo_flow *fo_flow_parse(fo_context *fo, const char *text) {
     }
     if (flow == NULL)
         fo__fail(fo, FO_ERR_FORMAT, "the flow's text is empty: its first line is 'input CxHxW'");
+    else
+        flow->params.limits = flow->buffers.limits = NULL;
     return flow;
 }
+
+fo_flow *fo_flow_parse(fo_context *fo, const char *text) { return fo__flow_parse(fo, text, NULL); }
 
 /* ================================================================================================
    >>presets       named recipes as text, with their training defaults
@@ -9006,11 +9135,6 @@ static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
         kind->after(p);
     if (l->net_kind)
         fo__net_after(&ws->slots[layer]);
-}
-
-/* Scoring uses the moving average where there is one; training the weights themselves. */
-static fo_real *fo__values_for(const fo_flow *flow, int train) {
-    return flow->train.ema && !train ? flow->train.ema : flow->values;
 }
 
 static void fo__workspace_bind(fo_workspace *ws) {
@@ -9907,12 +10031,25 @@ static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
 #undef FO__WRITE
 }
 
+/* The next word of a note, which ends before `end` or with the text; 0: none, or it is too long. */
+static int fo__next_word(const char **text, char end, char *word, size_t size) {
+    size_t n;
+    *text += strspn(*text, " ");
+    for (n = 0; (*text)[n] && (*text)[n] != end && n < size;)
+        n++;
+    if (n == 0 || n == size || (end != ' ' && (*text)[n] != end))
+        return 0;
+    memcpy(word, *text, n);
+    word[n] = 0;
+    *text += n + ((*text)[n] == end);
+    return 1;
+}
+
 static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const char *text) {
     char   key[32], word[64];
-    int    used;
     double value;
-    while (sscanf(text, " %31[a-z0-9_]=%63s%n", key, word, &used) == 2) {
-        text += used;
+    while (fo__next_word(&text, '=', key, sizeof key) &&
+           fo__next_word(&text, ' ', word, sizeof word)) {
         if (!fo__parse_double(word, &value) || !(value > -1e15 && value < 1e15 * 1e5))
             return fo__fail(fo, FO_ERR_FORMAT, "the checkpoint's training state has %s=%s", key,
                             word);
@@ -9932,53 +10069,158 @@ static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const c
     return fo__train_validate(fo, &t->desc);
 }
 
-static int fo__add_arrays(fo__saved_block *block, fo__arena *arena, fo_array *array) {
-    int i, k;
+/* ---- out ------------------------------------------------------------------------------------- */
+
+/* The nearest half-precision number, ties to even; infinite beyond 65504. */
+static uint16_t fo__half(double x) {
+    int      exponent;
+    unsigned sign = x < 0 ? 0x8000u : 0, bits;
+    double   a = fabs(x), fraction = frexp(a, &exponent);
+    if (a >= 65520)
+        bits = 0x7C00;
+    else if (a < 1.0 / 16384) /* zero or subnormal: a whole number of 2^-24 */
+        bits = (unsigned)rint(ldexp(a, 24));
+    else /* a fraction that rounds up to 2048 makes the next exponent */
+        bits = ((unsigned)(exponent + 14) << 10) + (unsigned)rint(ldexp(fraction, 11)) - 1024;
+    return (uint16_t)(sign | bits);
+}
+
+/* n numbers as those of another type, or NULL. */
+static const void *fo__converted(fo__arena *arena, const fo_param_info *p, const fo_real *from,
+                                 fo_dtype type) {
+    void    *out = fo__arena_alloc(arena, fo__times(p->count, fo_dtype_size(type)));
+    int64_t  i;
+    for (i = 0; i < p->count && out; i++) {
+        if (type == FO_F64)
+            ((double *)out)[i] = (double)from[i];
+        else if (type == FO_F32)
+            ((float *)out)[i] = (float)from[i];
+        else
+            ((uint16_t *)out)[i] = fo__half((double)from[i]);
+        if (type == FO_F16 && fabs((double)from[i]) >= 65520) {
+            fo__fail(arena->fo, FO_ERR_NUMERIC, "%s has a weight of %g, float16 ends at 65504: "
+                     "save as FO_F32", p->name, (double)from[i]);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+static int fo__add_arrays(const fo__saved_block *block, fo__arena *arena, fo_dtype type,
+                          fo_array *array) {
+    const fo_dtype ours = sizeof(fo_real) == 8 ? FO_F64 : FO_F32;
+    int            i;
     for (i = 0; i < block->params->count && *block->at; i++) {
         const fo_param_info *p    = &block->params->list[i].info;
         size_t               size = strlen(block->prefix) + strlen(p->name) + 1;
         char                *name = (char *)fo__arena_alloc(arena, size);
         if (name == NULL)
-            return 0;
+            return -1;
         snprintf(name, size, "%s%s", block->prefix, p->name);
         array[i].name = name;
-        array[i].type = sizeof(fo_real) == 8 ? FO_F64 : FO_F32;
+        array[i].type = type ? type : ours;
         array[i].rank = p->rank;
-        for (k = 0; k < p->rank; k++)
-            array[i].dim[k] = p->dim[k];
+        memcpy(array[i].dim, p->dim, sizeof p->dim);
         array[i].values = *block->at + p->offset;
+        if (array[i].type != ours)
+            array[i].values = fo__converted(arena, p, *block->at + p->offset, array[i].type);
+        if (array[i].values == NULL)
+            return -1;
     }
     return i;
 }
 
-fo_result fo_save(fo_flow *flow, const char *path) {
-    fo__saved_block block[FO__SAVED_BLOCKS];
-    fo__arena       arena;
-    fo_array       *arrays;
-    fo_note         notes[3];
-    char            train[1024];
-    int             i, n = 0, room = 0;
-    if (flow == NULL || path == NULL)
-        return flow ? fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save: no path") : FO_ERR_ARGUMENT;
-    if (flow->fo->failed != FO_OK || fo__flow_ready(flow) != FO_OK)
-        return flow->fo->failed;
-    arena.fo     = flow->fo;
-    arena.chunks = NULL;
-    fo__saved_blocks(flow, block);
-    for (i = 0; i < FO__SAVED_BLOCKS; i++)
-        room += block[i].params->count;
-    arrays = (fo_array *)fo__arena_alloc(&arena, fo__times(room + 1, sizeof *arrays));
-    for (i = 0; i < FO__SAVED_BLOCKS && arrays; i++)
-        n += fo__add_arrays(&block[i], &arena, arrays + n);
+/* The notes of a flow; returns how many. */
+static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_note *notes) {
+    const size_t size  = 2048;
+    char        *train = (char *)fo__arena_alloc(arena, size);
     notes[0].key = "flowood.version", notes[0].text = "1";
     notes[1].key = "flowood.text", notes[1].text = fo_flow_text(flow);
     notes[2].key = "flowood.train", notes[2].text = train;
-    fo__train_note(flow, train, sizeof train);
-    if (flow->fo->failed == FO_OK)
-        fo_archive_save(flow->fo, path, arrays, n, notes, flow->train.desc.batch ? 3 : 2);
-    fo__arena_free(&arena);
-    return flow->fo->failed;
+    if (train == NULL || notes[1].text == NULL)
+        return -1;
+    if (weights_only || flow->train.desc.batch == 0)
+        return 2;
+    fo__train_note(flow, train, size);
+    return 3;
 }
+
+/* Everything a checkpoint is made of, in arrays and notes that live in the arena. */
+static fo_result fo__save_contents(fo_flow *flow, const fo_save_desc *desc, fo__arena *arena,
+                                   fo__contents *out) {
+    fo__saved_block block[FO__SAVED_BLOCKS];
+    const int       weights_only = desc && desc->weights_only;
+    fo_array       *arrays;
+    fo_note        *notes;
+    int             i, n, room = 0, blocks = weights_only ? 2 : FO__SAVED_BLOCKS;
+    if (desc && desc->type && (!weights_only || desc->type > FO_F64))
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save_as: weights as %s: FO_F16, FO_F32 and "
+                        "FO_F64 are possible, with weights_only", fo_dtype_name(desc->type));
+    fo__saved_blocks(flow, block);
+    if (weights_only && flow->train.ema)
+        block[0].at = &flow->train.ema;
+    for (i = 0; i < blocks; i++)
+        room += block[i].params->count;
+    memset(out, 0, sizeof *out);
+    arrays = (fo_array *)fo__arena_alloc(arena, fo__times(room + 1, sizeof *arrays));
+    notes  = (fo_note *)fo__arena_alloc(arena, 8 * sizeof *notes);
+    if (arrays == NULL || notes == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < blocks; i++) { /* statistics keep their precision: they may be large */
+        n = fo__add_arrays(&block[i], arena, desc && i == 0 ? desc->type : (fo_dtype)0,
+                           arrays + out->n);
+        if (n < 0)
+            return flow->fo->failed;
+        out->n += n;
+    }
+    out->n_notes = fo__add_notes(flow, arena, weights_only, notes);
+    out->arrays  = arrays;
+    out->notes   = notes;
+    return out->n_notes < 0 ? FO_ERR_MEMORY : FO_OK;
+}
+
+/* To a file, or (path NULL) to memory. */
+static fo_result fo__save_to(fo_flow *flow, const char *path, const fo_save_desc *desc,
+                             void **bytes, size_t *size) {
+    fo__contents contents;
+    fo__arena    arena;
+    fo_result    result = fo__flow_ready(flow);
+    arena.fo     = flow->fo;
+    arena.chunks = NULL;
+    if (result == FO_OK)
+        result = fo__save_contents(flow, desc, &arena, &contents);
+    if (result == FO_OK)
+        result = fo__put_archive(flow->fo, path, bytes, size, &contents);
+    fo__arena_free(&arena);
+    return result;
+}
+
+fo_result fo_save_as(fo_flow *flow, const char *path, const fo_save_desc *desc) {
+    if (flow == NULL)
+        return FO_ERR_ARGUMENT;
+    if (path == NULL)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save: no path");
+    return fo__save_to(flow, path, desc, NULL, NULL);
+}
+
+fo_result fo_save(fo_flow *flow, const char *path) { return fo_save_as(flow, path, NULL); }
+
+fo_result fo_save_memory(fo_flow *flow, const fo_save_desc *desc, void **bytes, size_t *size) {
+    if (flow == NULL)
+        return FO_ERR_ARGUMENT;
+    if (bytes == NULL || size == NULL)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save_memory: no place for the result");
+    *bytes = NULL;
+    *size  = 0;
+    return fo__save_to(flow, NULL, desc, bytes, size);
+}
+
+void fo_save_free(fo_context *fo, void *bytes) {
+    if (fo)
+        fo__free(fo, bytes);
+}
+
+/* ---- in -------------------------------------------------------------------------------------- */
 
 /* One table: how PyTorch may spell the end of a name. The newer of its two weight norms keeps the
    length and the direction of a weight elsewhere than in weight_g and weight_v. */
@@ -10042,19 +10284,36 @@ static fo_result fo__find_prefix(fo_context *fo, const fo_archive *archive, cons
     return FO_OK;
 }
 
+/* Are they the same but for dimensions of 1? PyTorch keeps per-channel numbers as [1,C,1,1]. */
+static int fo__same_shape(const fo_array *array, const fo_param_info *p) {
+    int i = 0, k = 0;
+    for (;;) {
+        while (i < array->rank && array->dim[i] == 1)
+            i++;
+        while (k < p->rank && p->dim[k] == 1)
+            k++;
+        if (i == array->rank || k == p->rank)
+            return i == array->rank && k == p->rank;
+        if (array->dim[i++] != p->dim[k++])
+            return 0;
+    }
+}
+
+/* A flag that foreign files do not have: where there are measured numbers it is 1. */
+static int fo__is_flag(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot && strcmp(dot, ".measured") == 0;
+}
+
 /* The array for parameter p under this prefix. NULL: missing, or (an error) of another shape. */
 static const fo_array *fo__array_for(fo_context *fo, const fo_archive *archive, const char *path,
                                      const fo__saved_block *block, const fo_param_info *p) {
     char            want[96], seen[96];
     const fo_array *array = fo__array_named(archive, block->prefix, p->name);
-    int             k, same;
     if (array == NULL)
         return NULL;
-    same = array->rank == p->rank && array->type != FO_U8 &&
-           (array->type <= FO_F64 || block->at == &block->flow->buffer_values);
-    for (k = 0; k < p->rank && same; k++)
-        same = array->dim[k] == p->dim[k];
-    if (!same) {
+    if (array->type == FO_U8 || !fo__same_shape(array, p) ||
+        (array->type > FO_F64 && block->at != &block->flow->buffer_values)) {
         fo__fail(fo, FO_ERR_FORMAT, "%s: %s is %s %s where the flow needs F32 %s: the weights "
                  "belong to another architecture", path, array->name, fo_dtype_name(array->type),
                  fo__dims(seen, array->rank, array->dim), fo__dims(want, p->rank, p->dim));
@@ -10069,6 +10328,8 @@ static int fo__block_complete(fo_context *fo, const fo_archive *archive, const c
     for (i = 0; i < block->params->count; i++) {
         const fo_param_info *p = &block->params->list[i].info;
         if (fo__array_for(fo, archive, path, block, p) == NULL) {
+            if (fo__is_flag(p->name) && fo__array_named(archive, block->prefix, p->name) == NULL)
+                continue;
             if (required)
                 fo__fail(fo, FO_ERR_FORMAT, "%s: %s%s is missing: the weights belong to another "
                          "architecture", path, block->prefix, p->name);
@@ -10086,11 +10347,14 @@ static void fo__block_read(fo_context *fo, const fo_archive *archive, const char
         const fo_param_info *p = &block->params->list[i].info;
         const fo_array      *a = fo__array_for(fo, archive, path, block, p);
         for (j = 0; j < p->count; j++)
-            (*block->at)[p->offset + j] = (fo_real)fo__value(a->type, a->values, (size_t)j);
+            (*block->at)[p->offset + j] = a ? (fo_real)fo__value(a->type, a->values, (size_t)j) : 1;
     }
 }
 
-static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, const char *path) {
+/* Weights and buffers: all of them or none. scoring: the weights that scoring uses, that is the
+   moving average where our own file has it complete. */
+static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, const char *path,
+                                  int scoring) {
     fo__saved_block block[FO__SAVED_BLOCKS];
     char            prefix[160];
     int             i;
@@ -10098,6 +10362,10 @@ static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, cons
     if (fo__find_prefix(flow->fo, archive, path, block, prefix, sizeof prefix) != FO_OK)
         return flow->fo->failed;
     block[0].prefix = block[1].prefix = prefix;
+    if (scoring && *prefix == 0 && fo__block_complete(flow->fo, archive, path, &block[4], 0))
+        block[0].prefix = block[4].prefix;
+    if (flow->fo->failed != FO_OK)
+        return flow->fo->failed;
     for (i = 0; i < 2; i++)
         if (!fo__block_complete(flow->fo, archive, path, &block[i], 1))
             return flow->fo->failed;
@@ -10113,8 +10381,8 @@ fo_result fo_load_weights(fo_flow *flow, const char *path) {
     if (flow == NULL)
         return FO_ERR_ARGUMENT;
     archive = fo_archive_open(flow->fo, path);
-    if (archive)
-        fo__read_weights(flow, archive, path);
+    if (archive && fo__read_weights(flow, archive, path, 1) == FO_OK)
+        fo__train_forget(flow);
     fo_archive_free(archive);
     return flow->fo->failed;
 }
@@ -10143,22 +10411,49 @@ static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const 
     return FO_OK;
 }
 
-fo_flow *fo_load_flow(fo_context *fo, const char *path) {
-    fo_archive *archive = fo_archive_open(fo, path);
-    const char *text    = archive ? fo_archive_note(archive, "flowood.text") : NULL;
-    fo_flow    *flow    = NULL;
+/* What the flow in this file may cost to build. Its weights cannot be more than the file has. Its
+   layers' lists take up to 20 bytes and 1 us an element: 2M of them, or 2 a byte of its arrays. */
+static fo__limits fo__limits_of(const fo_archive *archive, const char *path) {
+    fo__limits limits;
+    int64_t    bytes = 0;
+    int        i;
+    memset(&limits, 0, sizeof limits);
+    limits.path  = path;
+    limits.count = fo_archive_count(archive);
+    for (i = 0; i < limits.count; i++) {
+        const fo_array *array = fo_archive_at(archive, i);
+        bytes += (int64_t)fo__bytes(array);
+        limits.size += (int64_t)(fo__bytes(array) / fo_dtype_size(array->type));
+    }
+    limits.work = FO__MAX((int64_t)1 << 21, 2 * bytes);
+    return limits;
+}
+
+/* The archive is freed. */
+static fo_flow *fo__flow_from(fo_context *fo, fo_archive *archive, const char *path) {
+    const char *text   = fo_archive_note(archive, "flowood.text");
+    fo_flow    *flow   = NULL;
+    fo__limits  limits = fo__limits_of(archive, path);
     if (archive && text == NULL)
         fo__fail(fo, FO_ERR_FORMAT, "%s: no architecture in it (flowood.text): build the flow in "
                  "code and use fo_load_weights", path);
     if (text)
-        flow = fo_flow_parse(fo, text);
-    if (flow && (fo__read_weights(flow, archive, path) != FO_OK ||
+        flow = fo__flow_parse(fo, text, &limits);
+    if (flow && (fo__read_weights(flow, archive, path, 0) != FO_OK ||
                  fo__read_train(flow, archive, path) != FO_OK)) {
         fo_flow_free(flow);
         flow = NULL;
     }
     fo_archive_free(archive);
     return flow;
+}
+
+fo_flow *fo_load_flow(fo_context *fo, const char *path) {
+    return fo__flow_from(fo, fo_archive_open(fo, path), path);
+}
+
+fo_flow *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t size) {
+    return fo__flow_from(fo, fo_archive_open_memory(fo, bytes, size), "bytes in memory");
 }
 
 /* ================================================================================================

@@ -64,6 +64,11 @@ static inline fo_shape shape_of(int c, int h, int w) {
     return s;
 }
 
+/* The weights that training changes, to read and to write. */
+static inline fo_real *weights_of(fo_flow *flow, int64_t *n) {
+    return fo_params(flow, n) ? flow->values : NULL;
+}
+
 /* An allocator that remembers sizes, fills what it gives with rubbish, and fails once. */
 typedef struct heap { int64_t calls, live, bytes, wrong, fail_at; } heap;
 

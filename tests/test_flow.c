@@ -14,7 +14,7 @@
 static fo_flow *random_flow(fo_context *fo, const char *text, double size) {
     fo_flow *flow = fo_flow_parse(fo, text);
     int64_t  n, i;
-    fo_real *w = fo_params(flow, &n);
+    fo_real *w = weights_of(flow, &n);
     for (i = 0; w && i < n; i++) {
         fo_real r;
         fo_random_normal(99, 1, (uint64_t)i, 1, &r);
@@ -752,7 +752,7 @@ static void test_nan(void) {
     fo_data      *data = make_data(fo, flow, &s, 10), *far_off;
     fo_workspace *ws   = fo_workspace_create(fo, flow, 4);
     double        lp[10];
-    fo_real       number[2 * 7], keep, *w = fo_params(flow, NULL), z[24];
+    fo_real       number[2 * 7], keep, *w = weights_of(flow, NULL), z[24];
     int           i;
     fo_param_info p = fo_param_at(flow, 0);
     for (i = 0; i < fo_param_count(flow); i++)
@@ -801,7 +801,7 @@ static void test_map_mask(void) {
     data = make_data(fo, named, &s, 5);
     for (i = 0; i < 3; i++) {
         int64_t n = 0, j;
-        fo_real *w = fo_params(each[i], &n);
+        fo_real *w = weights_of(each[i], &n);
         for (j = 0; j < n; j++)
             fo_random_normal(1, 1, (uint64_t)j, 1, w + j);
         CHECK(fo_log_prob(fo_workspace_create(fo, each[i], 2), data, 0, 5, 0, lp[i]) == FO_OK);

@@ -91,7 +91,7 @@ static void test_golden(void) {
         if (flow == NULL)
             return;
         data   = fo_data_view(fo, x->values, FO_U8, x->dim[0], fo_flow_shape(flow));
-        values = fo_params(flow, NULL);
+        values = weights_of(flow, NULL);
         for (i = 0; i < fo_param_count(flow); i++) {
             fo_param_info p    = fo_param_at(flow, i);
             const double *from = golden(a, "first", p.name);
@@ -304,7 +304,7 @@ static void test_moving_average(void) {
     fo_workspace *ws   = fo_workspace_create(fo, flow, 8);
     double        average[4000], worst = 0, lp[3][20];
     int64_t       i, t, n = 0;
-    fo_real      *values = fo_params(flow, &n);
+    fo_real      *values = weights_of(flow, &n);
     for (i = 0; i < n; i++)
         average[i] = (double)values[i];
     CHECK(n < 4000 && fo_log_prob(ws, data, 0, 20, 0, lp[0]) == FO_OK);
@@ -351,7 +351,7 @@ static void test_hook(void) {
         fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
         watch         w;
         fo_train_desc d = plain(&w, 1, 8);
-        fo_real      *values = fo_params(flow, &n);
+        fo_real      *values = weights_of(flow, &n);
         memcpy(first, values, (size_t)n * sizeof *first);
         d.clip = -1;
         w.factor = i < 3 ? factor[i] : 0, w.zero = i == 3;
@@ -433,7 +433,7 @@ static void test_nan(void) {
                                strstr(fo_error(fo), "of parameter 2.")));
             fo_clear_error(fo);
         }
-        values = fo_params(flow, NULL);
+        values = weights_of(flow, NULL);
         for (j = 0; j < flow->params.size; j++)
             finite &= values[j] - values[j] == 0 && flow->train.m[j] - flow->train.m[j] == 0;
         CHECK(finite);
@@ -490,7 +490,7 @@ static fo_real *train_once(int threads, double memory_mb, size_t *peak, int64_t 
     fo_real      *copy, *values;
     d.memory_mb = memory_mb, d.clip = 1;
     CHECK(fo_train(flow, make_data(fo, 60, shape_of(1, 8, 8)), &d) == FO_OK);
-    values = fo_params(flow, n);
+    values = weights_of(flow, n);
     copy   = (fo_real *)malloc((size_t)*n * sizeof *copy);
     memcpy(copy, values, (size_t)*n * sizeof *copy);
     *peak = fo_memory(fo).peak;
@@ -687,7 +687,7 @@ static void test_checkpoints(void) {
     }
     other = fo_flow_parse(fo, "input 4\nstandardize\n2* coupling mask=alternating:% hidden=6\n");
     CHECK(fo_load_weights(other, path) == FO_OK); /* into a flow that fits */
-    CHECK(memcmp(flow->values, other->values, (size_t)flow->params.size * sizeof(fo_real)) == 0);
+    CHECK(memcmp(flow->train.ema, other->values, (size_t)flow->params.size * sizeof(fo_real)) == 0);
     CHECK(memcmp(flow->buffer_values, other->buffer_values, 9 * sizeof(fo_real)) == 0);
     tamper(fo, path, bad, NO_BUFFER);
     memset(other->values, 0, (size_t)flow->params.size * sizeof(fo_real));
@@ -708,6 +708,210 @@ static void test_checkpoints(void) {
     remove(path), remove(bad);
 }
 
+/* ---- less than everything, and not to a file ------------------------------------------------- */
+
+static const char *const small = "input 4\nstandardize\nactnorm\n"
+                                 "3* coupling mask=halves:% hidden=40\n";
+
+/* A flow that has learned something, with a moving average. */
+static fo_flow *learned(fo_context *fo, const fo_data *data, int64_t steps) {
+    fo_flow      *flow = fo_flow_parse(fo, small);
+    watch         w;
+    fo_train_desc d = plain(&w, steps, 8);
+    d.ema = 0.9, d.lr = 0.01;
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    return flow;
+}
+
+static void scores_of(fo_context *fo, fo_flow *flow, const fo_data *data, double *lp) {
+    fo_workspace *ws = fo_workspace_create(fo, flow, 8);
+    CHECK(fo_log_prob(ws, data, 0, 20, 0, lp) == FO_OK);
+    fo_workspace_free(ws);
+}
+
+static fo_data *make_rows(fo_context *fo) {
+    static fo_real rows[20][4];
+    fo_random_normal(1, 1, 0, 80, rows[0]);
+    return fo_data_view(fo, rows, REAL_TYPE, 20, shape_of(4, 1, 1));
+}
+
+static void test_save_as(void) {
+    static char  bytes[2][60000];
+    const char  *path = FILE_NAME("as");
+    fo_context  *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_data     *data = make_rows(fo);
+    fo_flow     *flow = learned(fo, data, 20), *other;
+    fo_save_desc desc;
+    double       lp[2][20], worst = 0;
+    size_t       size, before, full;
+    void        *block;
+    int          i;
+    memset(&desc, 0, sizeof desc);
+    scores_of(fo, flow, data, lp[0]);
+    CHECK(fo_save(flow, path) == FO_OK);
+    full = (size_t)read_all(path, bytes[0], sizeof bytes[0]);
+    CHECK(fo_save_as(flow, path, &desc) == FO_OK); /* zero: the same */
+    CHECK((size_t)read_all(path, bytes[1], sizeof bytes[1]) == full);
+    CHECK(memcmp(bytes[0], bytes[1], full) == 0);
+    before = fo_memory(fo).now;
+    CHECK(fo_save_memory(flow, NULL, &block, &size) == FO_OK); /* and in memory */
+    CHECK(size == full && memcmp(block, bytes[0], full) == 0);
+    other = fo_load_flow_memory(fo, block, size);
+    CHECK(fo_flow_steps(other) == 20);
+    memset(block, 0, size); /* not needed any longer */
+    fo_save_free(fo, block);
+    scores_of(fo, other, data, lp[1]);
+    CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0);
+    fo_flow_free(other);
+    CHECK(fo_memory(fo).now == before);
+    desc.weights_only = 1;
+    CHECK(fo_save_as(flow, path, &desc) == FO_OK);
+    size = (size_t)read_all(path, bytes[1], sizeof bytes[1]);
+    CHECK(size < full / 3 && size > BYTES(flow->params.size));
+    other = fo_load_flow(fo, path);
+    scores_of(fo, other, data, lp[1]); /* to the last bit, though there is no average in it */
+    CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0 && other->train.ema == NULL);
+    CHECK(fo_flow_steps(other) == 0 && other->train.m == NULL);
+    desc.type = FO_F16;
+    CHECK(fo_save_as(flow, path, &desc) == FO_OK);
+    CHECK(fo_save_memory(flow, &desc, &block, &size) == FO_OK);
+    CHECK(size < full / (IS_DOUBLE ? 6 : 4));
+    other = fo_load_flow(fo, path);
+    scores_of(fo, other, data, lp[1]);
+    for (i = 0; i < 20; i++)
+        worst = fmax(worst, fabs(lp[0][i] - lp[1][i]));
+    CHECK(worst > 0 && worst < 0.02);
+    flow->train.ema[7] = 65521;
+    CHECK(fo_save_as(flow, path, &desc) == FO_ERR_NUMERIC && strstr(fo_error(fo), "65504"));
+    fo_clear_error(fo);
+    desc.weights_only = 0;
+    CHECK(fo_save_as(flow, path, &desc) == FO_ERR_ARGUMENT && strstr(fo_error(fo), "F16"));
+    fo_clear_error(fo);
+    CHECK(fo_save_as(NULL, path, NULL) != FO_OK && fo_save_as(flow, NULL, NULL) != FO_OK);
+    fo_clear_error(fo);
+    CHECK(fo_save_memory(NULL, NULL, &block, &size) != FO_OK);
+    CHECK(fo_save_memory(flow, NULL, NULL, &size) != FO_OK);
+    fo_clear_error(fo);
+    CHECK(fo_load_flow_memory(fo, NULL, 9) == NULL && fo_load_flow_memory(NULL, "", 1) == NULL);
+    fo_save_free(NULL, NULL);
+    fo_close(fo);
+    remove(path);
+}
+
+/* Every half, back and forth; what lies between goes to the nearest, ties to even. */
+static void test_half(void) {
+    int bits, wrong = 0;
+    for (bits = 0; bits < 0x7C00; bits++) {
+        uint16_t h = (uint16_t)bits, n = (uint16_t)(bits + 1);
+        double   x = fo__value(FO_F16, &h, 0), y = fo__value(FO_F16, &n, 0), middle = (x + y) / 2;
+        wrong += fo__half(x) != bits || (bits && fo__half(-x) != (bits | 0x8000));
+        if (bits < 0x7BFF) {
+            wrong += fo__half(middle) != (bits & 1 ? bits + 1 : bits);
+            wrong += fo__half(middle - 1e-6 * (y - x)) != bits;
+            wrong += fo__half(middle + 1e-6 * (y - x)) != bits + 1;
+        }
+    }
+    CHECK(wrong == 0 && fo__half(65519.9) == 0x7BFF && fo__half(65520) == 0x7C00);
+}
+
+/* Whoever gives a flow other weights has them scored, whatever training kept of the old ones. */
+static void test_given_weights(void) {
+    const char    *path = FILE_NAME("given");
+    fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_data       *data = make_rows(fo);
+    fo_flow       *flow = learned(fo, data, 20), *other = learned(fo, data, 3);
+    fo_workspace  *ws   = fo_workspace_create(fo, other, 8);
+    double         lp[3][20];
+    int64_t        n;
+    const fo_real *average = fo_params(flow, &n);
+    scores_of(fo, flow, data, lp[0]);
+    CHECK(average == flow->train.ema && average != flow->values);
+    CHECK(fo_save(flow, path) == FO_OK);
+    CHECK(fo_load_weights(other, path) == FO_OK && fo_flow_steps(other) == 0);
+    CHECK(fo_log_prob(ws, data, 0, 20, 0, lp[1]) == FO_OK);
+    CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0); /* the average of the file, not its weights */
+    CHECK(other->train.ema == NULL && other->train.m == NULL && other->train.v == NULL);
+    CHECK(fo_flow_train_desc(other).lr == 0.01 && fo_flow_train_desc(other).ema == 0.9);
+    other = learned(fo, data, 3);
+    scores_of(fo, other, data, lp[2]);
+    CHECK(memcmp(lp[0], lp[2], sizeof lp[0]) != 0);
+    CHECK(fo_set_params(other, average, n) == FO_OK);
+    memcpy(other->buffer_values, flow->buffer_values, BYTES(flow->buffers.size));
+    scores_of(fo, other, data, lp[1]);
+    CHECK(memcmp(lp[0], lp[1], sizeof lp[0]) == 0);
+    CHECK(fo_set_params(other, average, n - 1) == FO_ERR_ARGUMENT);
+    fo_clear_error(fo);
+    CHECK(fo_set_params(other, NULL, n) != FO_OK && fo_set_params(NULL, average, n) != FO_OK);
+    fo_clear_error(fo);
+    {
+        watch         w;
+        fo_train_desc d = plain(&w, 2, 8);
+        CHECK(fo_train(other, data, &d) == FO_OK && fo_flow_steps(other) == 2);
+    }
+    fo_close(fo);
+    remove(path);
+}
+
+/* Weights as other people's code keeps them. */
+static void test_foreign_weights(void) {
+    static const float bias[3] = {1, 2, 3}, gain[3] = {0.25f, 0.5f, -0.5f};
+    static const float mean[3] = {4, 5, 6}, deviation[3] = {1, 2, 4};
+    const char  *path = FILE_NAME("foreign");
+    fo_array     arrays[4] = {{"flow.1.bias", FO_F32, 4, {1, 3, 1, 1}, bias},
+                              {"flow.1.log_scale", FO_F32, 3, {3, 1, 1, 0}, gain},
+                              {"flow.0.mean", FO_F32, 1, {3, 0, 0, 0}, mean},
+                              {"flow.0.std", FO_F32, 2, {1, 3, 0, 0}, deviation}};
+    fo_context  *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow     *flow = fo_flow_parse(fo, "input 3\nstandardize\nactnorm\n");
+    int          i;
+    CHECK(fo_archive_save(fo, path, arrays, 4, NULL, 0) == FO_OK);
+    CHECK(fo_load_weights(flow, path) == FO_OK);
+    for (i = 0; i < 3; i++) {
+        CHECK(flow->values[i] == (fo_real)bias[i] && flow->values[3 + i] == (fo_real)gain[i]);
+        CHECK(flow->buffer_values[i] == (fo_real)mean[i]);
+    }
+    CHECK(flow->buffer_values[flow->layers[0].measured] == 1);
+    CHECK(flow->buffer_values[flow->layers[1].measured] == 1);
+    arrays[0].dim[0] = 3, arrays[0].dim[1] = 1;
+    CHECK(fo_archive_save(fo, path, arrays, 3, NULL, 0) == FO_OK);
+    CHECK(fo_load_weights(flow, path) == FO_ERR_FORMAT && strstr(fo_error(fo), "std is missing"));
+    fo_close(fo);
+    remove(path);
+}
+
+/* A few bytes of text may ask for gigabytes and minutes; what they get is one line. */
+static void test_hostile(void) {
+    static const char *const texts[] = {
+        "input 16777216\n1000* permute seed=1\n", "input 2000000\n1000*permute reverse=1\n",
+        "input 2097152\ncoupling mask=random:1 hidden=1\n",
+        "input 2000000\ncoupling mask=random:1 hidden=1\n",
+        "input 1x1400x1400\n40* coupling mask=checkerboard:% net=resnet channels=1\n",
+        "input 64x160x160\n1000*conv1x1\n", "input 4\n1000*coupling mask=halves:% hidden=1\n",
+        "input 4\ncoupling mask=halves:0 hidden=65536 depth=64\n",
+        "input 4\n1000*logit\n1000*logit\n1000*logit\n1000*logit\n1000*logit\n"};
+    static char  big[900000];
+    const char  *path = FILE_NAME("hostile");
+    fo_context  *fo;
+    fo_note      note = {"flowood.text", NULL};
+    size_t       at;
+    int          i;
+    for (i = 0; i <= COUNT(texts); i++) {
+        for (at = 0; at + 30 < sizeof big && i == COUNT(texts);) /* settings by the thousand */
+            at += (size_t)sprintf(big + at, "%s", at ? " seed=1" : "input 4\n1000* permute");
+        note.text = i < COUNT(texts) ? texts[i] : big;
+        fo = open_with(5, FO_SIMD_AUTO, 1);
+        CHECK(fo_archive_save(fo, path, NULL, 0, &note, 1) == FO_OK);
+        fo_close(fo);
+        fo = open_with(5, FO_SIMD_AUTO, 1);
+        CHECK(fo_load_flow(fo, path) == NULL && fo_failed(fo) == FO_ERR_FORMAT);
+        CHECK(strstr(fo_error(fo), path) && (strstr(fo_error(fo), "layers x elements") ||
+                                             strstr(fo_error(fo), "more weights")));
+        CHECK(fo_memory(fo).peak < 64000000);
+        fo_close(fo);
+    }
+    remove(path);
+}
+
 /* ---- every allocation fails once ------------------------------------------------------------- */
 
 /* A whole small life. */
@@ -724,6 +928,9 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     fo_result       worst = FO_OK;
     int64_t         dim[2] = {64, 100}; /* too large for a chunk that is already there */
     double          score[12];
+    fo_save_desc    small_one = {1, FO_F16};
+    void           *bytes = NULL;
+    size_t          size  = 0;
     memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d);
     desc.realloc_fn = heap_realloc, desc.user = h;
     fo = fo_open(&desc);
@@ -747,6 +954,10 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     STAGE(back = fo_flow_parse(fo, "input 6\nstandardize\ncoupling mask=random:1 hidden=5 "
                                    "depth=2 bottleneck=3\nadditive mask=map:3c3x hidden=4"));
     STAGE(fo_load_weights(back, path));
+    fo_flow_free(back);
+    STAGE(fo_save_memory(flow, &small_one, &bytes, &size));
+    STAGE(back = fo_load_flow_memory(fo, bytes, size));
+    fo_save_free(fo, bytes);
     STAGE(tape = fo_tape_create(fo));
     STAGE(fo_output(fo_net_linear(fo_input(tape, 2, dim, 1), "a", 4, 0)));
     STAGE(fo_tape_plan(tape, 1));
@@ -772,6 +983,11 @@ int main(void) {
     test_presets();
     test_bad_descs();
     test_checkpoints();
+    test_save_as();
+    test_half();
+    test_given_weights();
+    test_foreign_weights();
+    test_hostile();
     test_every_allocation(life, FILE_NAME("life"));
     return test_end();
 }
