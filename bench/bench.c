@@ -6,13 +6,13 @@
 
    A value is the median of seven repeats after a warm-up. Each fast kernel is first compared with
    its plain twin; a difference beyond rounding ends the bench. */
+#define FLOWOOD_IMPLEMENTATION
+#include "flowood.h"
 #include <stdlib.h>
 #include <string.h>
 #if defined(__unix__)
 #include <sys/resource.h>
 #endif
-#define FLOWOOD_IMPLEMENTATION
-#include "flowood.h"
 
 static double seconds = 8;
 

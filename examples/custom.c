@@ -1,9 +1,9 @@
 /* Your own op, st-network and mask: the same interface that the built-in ones use.
    Build: cc -O2 -I. examples/custom.c -lm */
-#include <math.h>
-#include <stdio.h>
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include <math.h>
+#include <stdio.h>
 
 /* ---- an op: y = x / (1 + |x|), "softsign" ---------------------------------------------------- */
 

@@ -1,9 +1,9 @@
 /* Two moons: a flow learns a density in the plane, tells what does not belong, and draws it.
    Build: cc -O2 -I. examples/quickstart.c -lm */
-#include <math.h>
-#include <stdio.h>
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include <math.h>
+#include <stdio.h>
 
 enum { N = 2000 };
 static float moons[N][2];

@@ -1,8 +1,8 @@
 /* Writes the built-in synthetic pair as IDX files: synthetic FOLDER [COUNT]
    (in-train, in-test, ood-test; COUNT training images, a fifth as many test images). */
-#include <stdlib.h>
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include <stdlib.h>
 #include "synthetic.h"
 
 static void write_set(fo_context *fo, const char *folder, const char *name, int64_t first,
