@@ -31,7 +31,12 @@ works "a preset" "$tool" train --data $train --preset mlp-cycle --steps 1 --batc
 works train "$tool" train --data $train --spec small --steps 6 --batch 32 --seed 3 --out whole.st
 works "train, first half" "$tool" train --data $train --spec small --steps 3 --batch 32 --seed 3 --out half.st
 works resume "$tool" train --data $train --resume half.st --steps 6 --out resumed.st
-cmp -s whole.st resumed.st && ok || bad "resumed training differs from uninterrupted training"
+"$tool" score whole.st --data $in --limit 20 > a.txt; "$tool" score resumed.st --data $in --limit 20 | cmp -s a.txt - && ok ||
+    bad "resumed training differs from uninterrupted training"
+for part in "--steps 3 --spec small --seed 3 --out h0.st" "--resume h0.st --steps 6 --out r0.st" "--steps 6 --spec small --seed 3 --out w0.st"; do
+    works "resume without held-out samples" "$tool" train --data $train --batch 32 --holdout 0 $part
+done
+cmp -s w0.st r0.st && ok || bad "resumed training differs without held-out samples"
 works "one thread" "$tool" train --data $train --spec small --steps 6 --batch 32 --seed 3 --threads 1 --out one.st
 cmp -s whole.st one.st && ok || bad "the number of threads changes the result"
 works "small memory" "$tool" train --data $train --spec small --steps 6 --batch 32 --threads 1 --seed 3 --memory 1 --out small.st
@@ -62,11 +67,19 @@ works "sample npy" "$tool" sample --model whole.st --n 5 --out s.npy
 works check "$tool" check --model whole.st --data $in --threads 1
 works "check without data" "$tool" check --model whole.st --threads 1
 works "info, no option" "$tool" info whole.st
+works export "$tool" export whole.st --out weights.st
+works "export of 16 bits" "$tool" export whole.st --f16 --out half-weights.st
+is_smaller() { [ $(($(wc -c < $1) * $2)) -lt "$(wc -c < $3)" ] && ok || bad "$1 is not a ${2}th of $3"; }
+is_smaller weights.st 2 whole.st; is_smaller half-weights.st 5 whole.st
+works "exported scores" "$tool" score --model weights.st --data $in --out c.npy
+cmp -s a.npy c.npy && ok || bad "an exported model scores differently"
+refuses 2 "is also --model" "$tool" export weights.st --out weights.st
+works version "$tool" --version
 works info "$tool" info --model whole.st
 grep -v '^#' log > spec.txt
 works "spec" "$tool" train --data $train --spec spec.txt --steps 1 --out spec.st
 works presets "$tool" presets
-for command in "" train eval score encode sample check info presets; do
+for command in "" train eval score encode sample export check info presets; do
     for word in --help -h; do
         works "$command $word" "$tool" $command $word
         [ "$(awk 'length($0) > 79' log | wc -l)" = 0 ] && ok || bad "$command $word: too wide"
