@@ -51,8 +51,8 @@
               api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
               metrics  decisions  coder  tape  ops  convolution  normalization  op-table  settings
-              nets  masks  layers  couplings  mixing  flow  text  presets  workspace  train
-              checkpoint  detect  check  context
+              nets  masks  layers  couplings  mixing  flow  text  presets  workspace  optimizer
+              train  checkpoint  detect  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -446,6 +446,8 @@ typedef enum fo_norm_mode {
 } fo_norm_mode;
 typedef struct fo_norm {
     fo_norm_mode mode;
+    int          defer;     /* TRAIN: running statistics wait for the step to succeed, that is for
+                               fo_tape_optimize                                              */
     int          recompute; /* this forward repeats the last one: update nothing                 */
     int64_t      rows;     /* samples of the batch that count, the first ones; 0: all            */
     int64_t      measured; /* MEASURE: samples of earlier batches, to be added up by the caller  */
@@ -770,17 +772,22 @@ FO_API int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, cons
                                fo_init init);
 FO_API void   *fo_layer_alloc(fo_layer *layer, size_t size);
 
-/* ================================================================================================
-   >>api-train     one call that trains; everything it needs to go on is part of the flow
-   ============================================================================================= */
-typedef enum fo_optimizer { FO_ADAM, FO_ADAMW, FO_RMSPROP } fo_optimizer;
-typedef enum fo_schedule { FO_CONSTANT, FO_COSINE, FO_STEP } fo_schedule;
-typedef enum fo_on_nan { FO_NAN_STOP, FO_NAN_SKIP } fo_on_nan;
+/* =========================================================================================   ============================================================================================= */
+/* In all three 0 is "as before". */
+typedef enum fo_optimizer { FO_ADAM = 1, FO_ADAMW, FO_RMSPROP } fo_optimizer;
+typedef enum fo_schedule { FO_CONSTANT = 1, FO_COSINE, FO_STEP } fo_schedule;
+/* A batch whose log_prob or gradient is not finite never changes weights, moments or statistics. */
+typedef enum fo_on_nan {
+    FO_NAN_STOP = 1, /* it is an error that says where the number arose                        */
+    FO_NAN_SKIP      /* it counts as a step (fo_progress.skipped); an error if all steps that a
+                        flow has ever made were skipped                                        */
+} fo_on_nan;
 
 typedef struct fo_progress {
     int64_t step, steps;      /* done since training began; planned (0: by time) */
     double  epoch;            /* passes over the data so far                    */
-    double  loss, bpd;        /* -log_prob, mean of recent steps; nats and bpd  */
+    double  loss, bpd;        /* -log_prob, mean of the last 50 steps of this call; nats and bpd;
+                                 NaN before the first                            */
     double  grad_norm, lr;
     double  rate;             /* samples a second                               */
     double  elapsed, left;    /* seconds; left < 0: unknown                     */
@@ -788,55 +795,96 @@ typedef struct fo_progress {
     int64_t skipped;          /* steps dropped for NaN                          */
     double  held_out_bpd;     /* of the last measurement; NaN before the first  */
     int     improved;         /* this call follows a measurement, the best so far */
-    int     last;             /* the final call                                 */
+    int     last;             /* the final call, with the state that training ends with */
 } fo_progress;
 
-/* Zero: default. On a flow that was trained before, zero: as before. */
+/* Zero is the default; on a flow that was trained before, as before; on one of a preset, as the
+   preset says. Whatever is given wins, and where "none" is possible a negative number says it: so
+   every setting can be set back. What is of this call only: seconds, epochs, steps, the data
+   (which must live until training ends), functions and user. */
 typedef struct fo_train_desc {
     double   seconds, epochs; /* stop after; epochs and steps count since training began */
     int64_t  steps;           /* none of the three: one epoch                            */
-    int      batch;           /* 128                                                     */
-    fo_optimizer optimizer;
+    int      batch;           /* 128, on a new flow at most a quarter of the data        */
+    fo_optimizer optimizer;   /* FO_ADAM                                                 */
     double   lr;              /* 1e-3                                                    */
-    double   beta1, beta2, eps; /* 0.9, 0.999, 1e-8                                      */
-    double   weight_decay;    /* ADAMW: decoupled, of all; else added to the gradient, of the gains
-                                 of weight norms only where the flow has any; < 0: none  */
-    double   clip;            /* global gradient norm; default 100; < 0: never           */
-    fo_schedule schedule;     /* COSINE needs steps or epochs                            */
-    int64_t  warmup;          /* steps of linear warm-up                                 */
+    double   beta1, beta2, eps; /* 0.9 (< 0: none), 0.999 (RMSPROP: 0.99), 1e-8          */
+    double   weight_decay;    /* none; ADAMW: decoupled, of all; else added to the gradient, of the
+                                 gains of weight norms only where the flow has any       */
+    double   clip;            /* global gradient norm, 100; < 0: never                   */
+    fo_schedule schedule;     /* FO_CONSTANT; COSINE needs steps or epochs               */
+    int64_t  warmup;          /* steps of linear warm-up; none                           */
     int64_t  step_every;      /* STEP: multiply lr by step_factor every so many steps    */
     double   step_factor;     /* 0.1                                                     */
     double   ema;             /* decay of a moving average of the weights that scoring then uses;
-                                 default 0: none; < 0: none whatever it was. The running
-                                 statistics of batch norm are not its own: fo_recalibrate */
-    uint64_t seed;            /* 0: the context's                                        */
-    /* Held-out data (NULL: none) are scored every so many steps, and training ends with the whole
-       state of the best measurement: weights, optimizer, moving average, steps. */
+                                 none. The running statistics of batch norm are not its own:
+                                 fo_recalibrate                                          */
+    uint64_t seed;            /* of shuffling and noise; the context's                   */
+    /* Held-out data (NULL: none) are scored now and then, as fo_log_prob does it with draw 0, and
+       whatever ends training, the flow is left in the whole state of the best measurement: weights,
+       statistics, optimizer, moving average, steps. fo_save writes that state while training runs.
+       Going on from it repeats the steps behind it to the same bits. */
     const fo_data *held_out;
-    int64_t  held_out_every;  /* steps; default: an epoch, but 50 to 1000 steps           */
-    int      patience;        /* measurements without a new best before training stops;
-                                 default 0, or < 0: it does not                            */
+    int64_t  held_out_every;  /* steps; an epoch, but 50 to 1000 steps. Measured too where steps,
+                                 epochs or seconds end, not where a function stops training */
+    int      patience;        /* measurements without a new best before training stops; none */
     /* Negative training (appendix B of the paper): the second half of every batch comes from
        here, and its likelihood is lowered until it falls below -negative_floor nats per sample
-       (default 30000/784 nats per dimension). */
+       (30000/784 nats per dimension; < 0: 0). An epoch is one of the data. */
     const fo_data *negative;
     double   negative_floor;
     double   memory_mb;       /* MB for all that training needs beyond the weights: activations of
                                  couplings that do not fit are recomputed in backward, to
-                                 the same bits; default 0: keep all                        */
-    fo_on_nan on_nan;
-    /* Progress: called about ten times a second and at the end; nonzero stops, state intact. */
+                                 the same bits; none: keep all                             */
+    fo_on_nan on_nan;         /* FO_NAN_STOP                                             */
+    /* Called about ten times a second, after each measurement and at the end; nonzero stops.
+       Between steps the flow is whole: it may be saved, or scored by other workspaces. */
     int  (*progress)(void *user, const fo_progress *progress);
-    /* The step's complete gradient, one block: sum it over machines here. Nonzero stops. */
+    /* The step's complete gradient, one block, before it is clipped: sum it over machines here.
+       Nonzero stops, and the step is not taken. */
     int  (*gradients)(void *user, fo_real *grad, int64_t count);
     void *user;
 } fo_train_desc;
 
+/* An error leaves the flow as the last good step made it. */
 FO_API fo_result fo_train(fo_flow *flow, const fo_data *data, const fo_train_desc *desc);
 FO_API fo_train_desc fo_flow_train_desc(const fo_flow *flow); /* defaults resolved */
 FO_API int64_t   fo_flow_steps(const fo_flow *flow);          /* since training began */
+/* Of the held-out data, if the weights are those of its best measurement; else NaN. */
+FO_API double    fo_flow_held_out_bpd(const fo_flow *flow);
 /* A ready progress function: a moving line on a terminal, plain lines elsewhere (stderr). */
 FO_API int fo_progress_bar(void *user, const fo_progress *progress);
+
+/* The same a step at a time. fo_train is
+       fo_trainer *tr = fo_trainer_open(flow, data, &desc);
+       while (fo_trainer_step(tr)) {}
+       result = fo_trainer_close(tr);
+   and a step is, with room for a loss of your own, which needs only its gradient,
+       const fo_batch *b = fo_trainer_forward(tr);
+       fo_trainer_backward(tr, dlog_prob, dz);
+       fo_trainer_update(tr);
+   Flow and data must live until fo_trainer_close, and a flow has one trainer at a time. */
+typedef struct fo_trainer fo_trainer;
+typedef struct fo_batch {
+    int64_t        rows, positive; /* rows from `positive` on are of the negative data  */
+    const int64_t *sample;   /* [rows] which samples they are                           */
+    const double  *log_prob; /* [rows] finite: other batches are skipped, or an error   */
+    const fo_real *z;        /* [rows][D] latents, as fo_encode gives them              */
+} fo_batch;
+FO_API fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_desc *desc);
+/* NULL: training is over, by the desc or by an error that fo_trainer_close returns. */
+FO_API const fo_batch *fo_trainer_forward(fo_trainer *tr);
+/* dlog_prob[rows]: dLoss/d(log_prob); NULL: that of the usual loss, the mean of -log_prob.
+   dz[rows][D]: what the loss asks of z besides that; NULL: nothing. */
+FO_API fo_result fo_trainer_backward(fo_trainer *tr, const double *dlog_prob, const fo_real *dz);
+FO_API fo_result fo_trainer_update(fo_trainer *tr);
+FO_API int       fo_trainer_step(fo_trainer *tr); /* 0: training is over */
+/* Back to the best measurement, if there was one, and a last progress call. */
+FO_API fo_result fo_trainer_close(fo_trainer *tr);
+/* After fo_backward: one step on a tape's own parameters, with the optimizer, rate, schedule, clip
+   and decay of desc (NULL: defaults; no averages). Deferred statistics of batch norms follow.
+   A gradient that is not finite changes nothing, and is an error unless on_nan is FO_NAN_SKIP. */
+FO_API fo_result fo_tape_optimize(fo_tape *tape, const fo_train_desc *desc);
 
 /* Checkpoints: weights, optimizer, moving average, positions, seeds and the flow's text. */
 FO_API fo_result fo_save(fo_flow *flow, const char *path);
@@ -4358,6 +4406,9 @@ struct fo_tape {
     int         recomputing; /* in backward: forwards only repeat what was done */
     int         failed, planned, train;
     int64_t     kept_size, scratch_size;
+    fo_real    *values, *grads, *moments; /* of its own parameters; moments: fo_tape_optimize */
+    double     *partial;
+    int64_t     updates;
 };
 
 fo_init fo_init_of(fo_init_kind kind, double scale) {
@@ -4890,6 +4941,8 @@ fo_result fo_tape_plan(fo_tape *tape, int train) {
     }
     fo__params_init(&tape->own, tape->fo->desc.seed, block);
     fo__params_init(&tape->own_buffers, tape->fo->desc.seed, block + 2 * params);
+    tape->values = block;
+    tape->grads  = block + params;
     fo__tape_bind(tape, block, block + params, block + 2 * params, block + 2 * params + buffers,
                   block + 2 * params + buffers + tape->kept_size);
     return FO_OK;
@@ -5844,6 +5897,7 @@ static void fo__conv_backward(const fo_tensor *out, int64_t begin, int64_t end) 
    --------------------------------------------------------------------------------------------- */
 typedef struct fo__norm_channel {
     double   mean, inverse; /* 1 / sqrt(v + eps)                  */
+    double   unbiased;      /* variance, for the running statistics */
     double   sum[2];
     fo__norm_line line;          /* what forward did, for the kernels  */
 } fo__norm_channel;
@@ -5875,6 +5929,15 @@ static fo_result fo__batch_norm_shape(fo_tensor *out) {
     return fo__like_first(out);
 }
 
+/* The running statistics of channel i see the batch. */
+static void fo__norm_update(const fo_tensor *out, int64_t i) {
+    const fo__norm_channel *s = &fo__norm_args_of(out)->channel[i];
+    fo_real                *mean = &out->in[3]->data[i], *var = &out->in[4]->data[i];
+    const double            k = FO__NORM_MOMENTUM;
+    *mean = (fo_real)((1 - k) * (double)*mean + k * s->mean);
+    *var  = (fo_real)((1 - k) * (double)*var + k * s->unbiased);
+}
+
 /* Mean and variance of channels [begin,end) of this batch. Sums start at the channel's first
    number: nothing cancels, and a constant channel has a variance of exactly 0. */
 static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
@@ -5896,13 +5959,11 @@ static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
         const double      d = s->sum[0] / count, v = FO__MAX(s->sum[1] / count - d * d, 0);
         s->mean    = (double)x->data[i * n] + d;
         s->inverse = 1 / sqrt((v == v ? v : s->sum[1]) + FO__NORM_EPS);
+        s->unbiased = v * count / FO__MAX(count - 1, 1);
         if (how->recompute || out->tape->recomputing)
             continue; /* the statistics have seen this batch already */
-        if (how->mode == FO_NORM_TRAIN) {
-            const double k = FO__NORM_MOMENTUM, unbiased = v * count / FO__MAX(count - 1, 1);
-            *mean = (fo_real)((1 - k) * (double)*mean + k * s->mean);
-            *var  = (fo_real)((1 - k) * (double)*var + k * unbiased);
-        }
+        if (how->mode == FO_NORM_TRAIN && !how->defer)
+            fo__norm_update(out, i);
         if (how->mode == FO_NORM_MEASURE) { /* two sets become one */
             const double all = before + count, gap = before > 0 ? s->mean - (double)*mean : 0;
             const double old = before > 0 ? (double)*var * (before - 1) : 0;
@@ -5987,6 +6048,20 @@ static void fo__batch_norm_backward(const fo_tensor *out, int64_t begin, int64_t
     (void)begin, (void)end;
     fo_parallel_for(out->tape->fo, out->dim[1], fo__norm_grain(out), fo__norm_backward,
                     (void *)out);
+}
+
+/* The step was sound: now the running statistics of all batch norms see its batch. */
+static void fo__norm_commit(fo_tape *tape) {
+    int     i;
+    int64_t c;
+    for (i = 0; i < tape->count; i++) {
+        const fo_tensor *t = tape->nodes[i];
+        if (t->op && t->op->forward == fo__batch_norm_forward) {
+            const fo_norm *how = fo__norm_args_of(t)->how;
+            for (c = 0; c < t->dim[1] && how->mode == FO_NORM_TRAIN && how->defer; c++)
+                fo__norm_update(t, c);
+        }
+    }
 }
 
 /* ---- weight_norm: w[o] = g[o] v[o] / |v[o]| for each row o (Salimans and Kingma 2016) ----------
@@ -8288,8 +8363,15 @@ static fo_result fo__layers_register(fo_context *fo) {
 typedef struct fo__train_state { /* what a checkpoint needs to go on */
     fo_real      *m, *v, *ema;         /* Adam's moments, moving average of the weights */
     int64_t       step, seen, skipped; /* steps, samples, steps dropped for NaN */
+    int           has_best;            /* these weights were the best on held-out data, at */
+    double        best;                /* so many bpd */
     fo_train_desc desc;                /* resolved; of the preset before the first step */
 } fo__train_state;
+
+typedef struct fo__whole { /* a copy of all that training changes */
+    fo_real        *values, *buffer_values;
+    fo__train_state train;
+} fo__whole;
 
 struct fo_flow {
     fo__arena   arena;
@@ -8303,6 +8385,8 @@ struct fo_flow {
     char       *text;       /* all of it: the input's line and the layers' */
     size_t      text_length, text_room;
     fo__train_state train;
+    int              training; /* by a trainer that is open, whose best state is this, or NULL */
+    const fo__whole *best;
 };
 
 /* Adds a line to the flow's text. */
@@ -8669,6 +8753,7 @@ const fo_real *fo_params(fo_flow *flow, int64_t *count) {
 static void fo__train_forget(fo_flow *flow) {
     flow->train.m = flow->train.v = flow->train.ema = NULL;
     flow->train.step = flow->train.seen = flow->train.skipped = 0;
+    flow->train.has_best = 0;
 }
 
 fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
@@ -9058,9 +9143,11 @@ struct fo_workspace {
     fo_real    *state, *dstate, *spare; /* [batch,D] */
     double     *terms;          /* [1+layers,batch]; while decoding: logdets of the decode */
     double     *dlogdet;        /* [batch]: dLoss/d(logdet) of each row */
+    const fo_real *dz;          /* [batch,D]: what the loss asks of z besides that, or NULL */
     const fo_data *data;        /* of the current call */
     const fo_data *negative;    /* or NULL; where the rows from `positive` on come from */
     int64_t     positive;
+    const char *name;           /* of the data in messages: "" or "held-out " */
     int64_t    *sample;         /* which sample sits in each row, */
     uint64_t   *noise;          /* which random stream its noise comes from, */
     uint64_t    seed;           /* of this seed */
@@ -9251,6 +9338,7 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     ws->sample = (int64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(int64_t)));
     ws->noise  = (uint64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(uint64_t)));
     ws->norm.mode = train ? FO_NORM_TRAIN : FO_NORM_RUNNING;
+    ws->name   = "";
     if (train) {
         ws->dlogdet = fo__doubles(&ws->arena, batch);
         ws->dstate  = fo__reals(&ws->arena, batch * n);
@@ -9296,6 +9384,19 @@ static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
                       fo__state(ws, r));
 }
 
+/* Samples first, first + 1 ... of the data are the rows of the next pass, with the noise of this
+   draw. */
+static void fo__fill(fo_workspace *ws, int64_t first, int64_t rows, int draw) {
+    int64_t r;
+    ws->rows   = rows;
+    ws->middle = draw < 0;
+    for (r = 0; r < rows; r++) {
+        ws->sample[r] = first + r;
+        ws->noise[r]  = FO__STREAM_NOISE + ((uint64_t)(draw < 0 ? 0 : draw) << 40) +
+                       (uint64_t)ws->sample[r];
+    }
+}
+
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
 static void fo__base_rows(fo_workspace *ws, int64_t begin, int64_t end) {
     int64_t r, size = ws->flow->size;
@@ -9312,17 +9413,66 @@ static double fo__row_log_prob(const fo_workspace *ws, int64_t row) {
     return sum;
 }
 
+/* Rows [from,to) of the batch went wrong, and what reached the first layer that learns is known to
+   be finite: was it far from what a flow can learn, or did training go astray? */
+static void fo__nan_advice(fo_workspace *ws, int64_t from, int64_t to, char *text, size_t size) {
+    const fo_data *data;
+    double         most = 0;
+    int64_t        r, i, row = 0, at = 0, pixels = (int64_t)ws->flow->shape.h * ws->flow->shape.w;
+    int            layer;
+    fo__rows(ws, fo__load_rows);
+    for (layer = 0; layer < ws->flow->n_layers && ws->flow->layers[layer].see.kind->front; layer++)
+        fo__pass(ws, layer, FO_ENCODE);
+    for (r = from; r < to; r++)
+        for (i = 0; i < ws->flow->size; i++)
+            if (fabs((double)fo__state(ws, r)[i]) > most) {
+                most = fabs((double)fo__state(ws, r)[i]);
+                row = r, at = i;
+            }
+    data = ws->negative && row >= ws->positive ? ws->negative : ws->data;
+    if (most < 1e6)
+        snprintf(text, size, "; the data are sound there: try a lower learning rate or a smaller "
+                 "clip");
+    else
+        snprintf(text, size, "; sample %lld has %g at channel %lld, place %lld: leave it out, or "
+                 "scale the data (standardize)", (long long)ws->sample[row],
+                 fo__value(data->type, data->rows, (size_t)(ws->sample[row] * ws->flow->size + at)),
+                 (long long)(at / pixels), (long long)(at % pixels));
+}
+
+/* Element i of a row is not finite behind this layer (-1: in the data). */
+static fo_result fo__nan_at(fo_workspace *ws, int layer, int64_t r, int64_t i, double value) {
+    const fo__layer *l = layer < 0 ? NULL : &ws->flow->layers[layer];
+    fo_shape         s = l ? l->see.shape : ws->flow->shape;
+    const fo_data   *data = ws->negative && r >= ws->positive ? ws->negative : ws->data;
+    char             place[96], where[160] = "in the data", advice[240];
+    if (l)
+        snprintf(where, sizeof where, "at layer %d (%.100s)", layer, l->text);
+    if (s.h * s.w == 1)
+        snprintf(place, sizeof place, "column %d", (int)i);
+    else
+        snprintf(place, sizeof place, "channel %d, row %d, column %d", (int)(i / (s.h * s.w)),
+                 (int)(i / s.w % s.h), (int)(i % s.w));
+    if (l == NULL || l->see.kind->front)
+        snprintf(advice, sizeof advice, ": the data have %g there%s%s",
+                 fo__value(data->type, data->rows, (size_t)(ws->sample[r] * ws->flow->size + i)),
+                 l && l->see.kind->advice ? "; " : "",
+                 l && l->see.kind->advice ? l->see.kind->advice : "");
+    else
+        fo__nan_advice(ws, r, r + 1, advice, sizeof advice);
+    return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: %s %s, %s%s", ws->name,
+                    (long long)ws->sample[r], value != value ? "nan" : "infinity", where, place,
+                    advice);
+}
+
 /* The slow second look after log_prob was not finite: which layer, element and sample? */
 static fo_result fo__find_nan(fo_workspace *ws) {
     const fo_flow *flow = ws->flow;
-    fo_shape       s;
+    char           advice[160];
     int64_t        r, i;
     int            layer;
     fo__rows(ws, fo__load_rows);
     for (layer = -1; layer < flow->n_layers; layer++) {
-        const char *text = layer < 0 ? "input" : flow->layers[layer].text;
-        const char *help = layer < 0 ? NULL : flow->layers[layer].see.kind->advice;
-        s                = layer < 0 ? flow->shape : flow->layers[layer].see.shape;
         if (layer >= 0)
             fo__pass(ws, layer, FO_ENCODE);
         for (r = 0; r < ws->rows; r++) {
@@ -9330,20 +9480,19 @@ static fo_result fo__find_nan(fo_workspace *ws) {
             for (i = 0; i < flow->size; i++) {
                 double value = (double)fo__state(ws, r)[i];
                 if (value - value != 0)
-                    return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: %s at layer %d (%s), "
-                                    "channel %d, row %d, column %d; %s",
-                                    (long long)ws->sample[r], value != value ? "nan" : "infinity",
-                                    layer, text, (int)(i / (s.h * s.w)), (int)(i / s.w % s.h),
-                                    (int)(i % s.w), help ? help : "if the data is sound, "
-                                    "try a lower learning rate or a smaller clip");
+                    return fo__nan_at(ws, layer, r, i, value);
             }
-            if (logdet - logdet != 0)
-                return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: the logdet of layer %d (%s) "
-                                "is not finite", (long long)ws->sample[r], layer, text);
+            if (logdet - logdet != 0) {
+                fo__nan_advice(ws, r, r + 1, advice, sizeof advice);
+                return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: the logdet of layer %d "
+                                "(%.100s) is not finite%s", ws->name, (long long)ws->sample[r],
+                                layer, flow->layers[layer].text, advice);
+            }
         }
     }
-    return fo__fail(ws->fo, FO_ERR_NUMERIC, "sample %lld: log_prob overflowed",
-                    (long long)ws->sample[0]);
+    fo__nan_advice(ws, 0, ws->rows, advice, sizeof advice);
+    return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: log_prob overflowed%s", ws->name,
+                    (long long)ws->sample[0], advice);
 }
 
 /* x -> z for ws->rows samples: terms and state are the result. */
@@ -9373,15 +9522,9 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
     ws->norm.measured = 0;
     ws->data   = data;
     ws->seed   = ws->fo->desc.seed;
-    ws->middle = draw < 0;
     columns    = 1 + ws->flow->n_layers;
     for (done = 0; done < count; done += ws->rows) {
-        ws->rows = FO__MIN(ws->batch, count - done);
-        for (r = 0; r < ws->rows; r++) {
-            ws->sample[r] = first + done + r;
-            ws->noise[r]  = FO__STREAM_NOISE + ((uint64_t)(draw < 0 ? 0 : draw) << 40) +
-                            (uint64_t)ws->sample[r];
-        }
+        fo__fill(ws, first + done, FO__MIN(ws->batch, count - done), draw);
         fo__pace_begin(ws->fo, &ws->pace, fo_clock());
         fo__encode(ws);
         fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)ws->rows);
@@ -9419,12 +9562,16 @@ fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode) {
 /* One pass in which every batch norm adds up exact statistics of what reaches it. */
 fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
     fo_workspace *ws = flow ? fo__workspace_make(flow->fo, flow, 256, 0, 0) : NULL;
-    if (ws == NULL)
-        return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
-    ws->norm.mode = FO_NORM_MEASURE;
-    fo__run(ws, data, 0, count, 0, NULL, NULL, NULL, NULL);
+    fo_real      *old = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
+    const size_t  size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
+    if (old) {
+        memcpy(old, flow->buffer_values, size);
+        ws->norm.mode = FO_NORM_MEASURE;
+        if (fo__run(ws, data, 0, count, 0, NULL, NULL, NULL, NULL) != FO_OK)
+            memcpy(flow->buffer_values, old, size); /* bad data leave the flow as it was */
+    }
     fo_workspace_free(ws);
-    return flow->fo->failed;
+    return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
 }
 
 fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
@@ -9509,92 +9656,137 @@ double fo_bpd(double log_prob, fo_shape shape) {
 }
 
 /* ================================================================================================
-   >>train         batches, Adam, schedules, checkpoints
+   >>optimizer     the settings of training in one list; one step of Adam and its relatives
 
-   Purpose    minimise the mean of -log_prob
-   Invariants a step is a function of (weights, optimizer state, seed, samples seen): resuming
-              equals going on, bit for bit; reductions have a fixed order; no allocation after the
-              first step
+   Invariants a step is one pass over weights, gradients and moments; norms are summed in blocks of
+              a fixed size, so that bits do not depend on the number of threads
+   Callers    >>train for the parameters of a flow, fo_tape_optimize for those of a tape; the list
+              is written and read by >>checkpoint
    Papers     Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (AdamW)
    ============================================================================================= */
 #define FO__BLOCK 16384 /* numbers of a parameter block that one work unit handles */
 
-typedef struct fo__trainer {
-    fo_flow       *flow;
-    fo_workspace  *ws;
-    const fo_data *data;
-    fo_train_desc  desc;
-    int64_t        count, steps;     /* samples; where to stop (0: by time only) */
-    int64_t        positive;         /* rows of a batch from the data; the others are negative */
-    double         floor;            /* nats below which negative samples are left alone */
-    int            has_gains;        /* weight decay is for gains only */
-    int           *order;            /* of the samples in epoch order_epoch */
-    int64_t        order_epoch;
-    double        *partial;          /* per block of the gradient: sum of squares */
-    fo__adam       adam;
-    double         loss, grad_norm, lr; /* of the last step */
-    double         recent;           /* mean loss of recent steps */
-    int64_t        counted, first_step, first_seen;
-    double         start, reported;
-    int            stopped;
-} fo__trainer;
+/* One row a setting of fo_train_desc that a flow remembers: name, type, the number that checkpoints
+   write as 0 (they counted kinds from 0 on), default, least and most. Where the least is -1 a
+   negative number is possible and means none. */
+#define FO__TRAIN_FIELDS(X)                                                                        \
+    X(batch, int, 0, 128, 1, 1 << 20)                                                              \
+    X(optimizer, fo_optimizer, 1, FO_ADAM, FO_ADAM, FO_RMSPROP)                                    \
+    X(lr, double, 0, 1e-3, 1e-30, 1e6)                                                             \
+    X(beta1, double, 0, 0.9, -1, 1 - 1e-12)                                                        \
+    X(beta2, double, 0, 0.999, 1e-12, 1 - 1e-12)                                                   \
+    X(eps, double, 0, 1e-8, 1e-300, 1e30)                                                          \
+    X(weight_decay, double, 0, 0, -1, 1e30)                                                        \
+    X(clip, double, 0, 100, -1, HUGE_VAL)                                                          \
+    X(schedule, fo_schedule, 1, FO_CONSTANT, FO_CONSTANT, FO_STEP)                                 \
+    X(warmup, int64_t, 0, 0, -1, 1e15)                                                             \
+    X(step_every, int64_t, 0, 0, -1, 1e15)                                                         \
+    X(step_factor, double, 0, 0.1, 1e-30, 1e30)                                                    \
+    X(ema, double, 0, 0, -1, 1 - 1e-12)                                                            \
+    X(on_nan, fo_on_nan, 1, FO_NAN_STOP, FO_NAN_STOP, FO_NAN_SKIP)                                 \
+    X(memory_mb, double, 0, 0, -1, 1e15)                                                           \
+    X(negative_floor, double, 0, 30000.0 / 784, -1, 1e30) /* its default: a dimension */           \
+    X(held_out_every, int64_t, 0, 0, -1, 1e15)                                                     \
+    X(patience, int, 0, 0, -1, 2e9)
 
-#define FO__OR(value, fallback) ((value) != 0 ? (value) : (fallback))
+enum {
+#define FO__ENUM(name, type, zero, fallback, least, most) FO__TRAIN_##name,
+    FO__TRAIN_FIELDS(FO__ENUM)
+#undef FO__ENUM
+    FO__TRAIN_FIELD_COUNT
+};
 
-/* What was asked for, else what the flow was trained with or its preset says, else the default. */
-static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc *desc) {
-    fo_train_desc d, old = flow->train.desc;
+typedef struct fo__train_field {
+    char   name[16];
+    double zero, fallback, least, most;
+} fo__train_field;
+
+static const fo__train_field fo__train_fields[FO__TRAIN_FIELD_COUNT] = {
+#define FO__ROW(name, type, zero, fallback, least, most) {#name, zero, fallback, least, most},
+    FO__TRAIN_FIELDS(FO__ROW)
+#undef FO__ROW
+};
+
+static double fo__train_get(const fo_train_desc *d, int i) {
+    switch (i) {
+#define FO__GET(name, type, zero, fallback, least, most)                                           \
+    case FO__TRAIN_##name: return (double)d->name;
+        FO__TRAIN_FIELDS(FO__GET)
+#undef FO__GET
+    default: return 0;
+    }
+}
+
+static void fo__train_set(fo_train_desc *d, int i, double value) {
+    switch (i) {
+#define FO__PUT(name, type, zero, fallback, least, most)                                           \
+    case FO__TRAIN_##name: d->name = (type)value; break;
+        FO__TRAIN_FIELDS(FO__PUT)
+#undef FO__PUT
+    default: break;
+    }
+}
+
+/* What was asked for, else what was so before, else the default for samples of `size` elements. */
+static fo_train_desc fo__train_defaults(const fo_train_desc *old, const fo_train_desc *desc,
+                                          int64_t size) {
+    fo_train_desc d;
+    int           i;
     memset(&d, 0, sizeof d);
     if (desc)
         d = *desc;
-    d.batch        = FO__OR(d.batch, FO__OR(old.batch, 128));
-    d.optimizer    = FO__OR(d.optimizer, old.optimizer);
-    d.lr           = FO__OR(d.lr, FO__OR(old.lr, 1e-3));
-    d.beta1        = FO__OR(d.beta1, FO__OR(old.beta1, 0.9));
-    d.beta2        = FO__OR(d.beta2, FO__OR(old.beta2, d.optimizer == FO_RMSPROP ? 0.99 : 0.999));
-    d.eps          = FO__OR(d.eps, FO__OR(old.eps, 1e-8));
-    d.weight_decay = d.weight_decay < 0 ? 0 : FO__OR(d.weight_decay, old.weight_decay);
-    d.clip         = FO__OR(d.clip, FO__OR(old.clip, 100));
-    d.schedule     = FO__OR(d.schedule, old.schedule);
-    d.warmup       = FO__OR(d.warmup, old.warmup);
-    d.step_every   = FO__OR(d.step_every, old.step_every);
-    d.step_factor  = FO__OR(d.step_factor, FO__OR(old.step_factor, 0.1));
-    d.ema          = d.ema < 0 ? 0 : FO__OR(d.ema, old.ema);
-    d.on_nan       = FO__OR(d.on_nan, old.on_nan);
-    d.memory_mb    = FO__OR(d.memory_mb, old.memory_mb);
-    d.negative_floor = FO__OR(d.negative_floor, FO__OR(old.negative_floor,
-                                                       30000.0 / 784 * (double)flow->size));
-    d.seed         = FO__OR(d.seed, flow->train.step ? old.seed : flow->fo->desc.seed);
-    if (d.seconds <= 0 && d.epochs <= 0 && d.steps <= 0)
-        d.epochs = 1;
+    for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
+        const fo__train_field *row    = &fo__train_fields[i];
+        double             value  = fo__train_get(&d, i), before = fo__train_get(old, i);
+        double             normal = row->fallback;
+        if (i == FO__TRAIN_negative_floor)
+            normal *= (double)size;
+        if (i == FO__TRAIN_beta2 && d.optimizer == FO_RMSPROP)
+            normal = 0.99;
+        if (i == FO__TRAIN_beta2 && d.optimizer != old->optimizer)
+            before = 0; /* it belonged to another optimizer */
+        if (value < 0 && row->least < 0)
+            value = normal == 0 ? 0 : -1;
+        else if (value == 0)
+            value = before != 0 ? before : normal;
+        fo__train_set(&d, i, value);
+    }
     return d;
 }
 
 static fo_result fo__train_validate(fo_context *fo, const fo_train_desc *d) {
-    if (d->batch < 1 || d->batch > 1 << 20)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "batch=%d: 1 to 2^20 are possible", d->batch);
-    if (!(d->lr > 0 && d->lr < 1e6) || !(d->beta1 > 0 && d->beta1 < 1) ||
-        !(d->beta2 > 0 && d->beta2 < 1) || !(d->eps > 0))
-        return fo__fail(fo, FO_ERR_ARGUMENT, "lr=%g beta1=%g beta2=%g eps=%g: a positive rate and "
-                        "eps, and betas between 0 and 1 are needed", d->lr, d->beta1, d->beta2,
-                        d->eps);
-    if ((unsigned)d->optimizer > FO_RMSPROP || (unsigned)d->schedule > FO_STEP ||
-        (unsigned)d->on_nan > FO_NAN_SKIP)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "optimizer, schedule or on_nan is out of range");
-    if (!(d->ema >= 0 && d->ema < 1) || !(d->weight_decay >= 0) || d->warmup < 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "ema=%g weight_decay=%g warmup=%lld: ema lies in "
-                        "[0,1) and the others are not negative", d->ema, d->weight_decay,
-                        (long long)d->warmup);
+    int i;
+    for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
+        const fo__train_field *row   = &fo__train_fields[i];
+        double             value = fo__train_get(d, i), least = FO__MAX(row->least, 0);
+        if (!(value >= row->least && value <= row->most))
+            return fo__fail(fo, FO_ERR_ARGUMENT, "%s=%.10g: %.10g to %.12g are possible%s",
+                            row->name, value, least, row->most,
+                            row->least < 0 ? ", a negative number means none" : "");
+    }
     if (d->schedule == FO_STEP && d->step_every <= 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "a step schedule needs step_every");
     return FO_OK;
 }
 
-static double fo__learning_rate(const fo__trainer *tr, int64_t step) {
-    const fo_train_desc *d  = &tr->desc;
-    double               lr = d->lr;
+/* A block of parameters and what an optimizer keeps beside it. */
+typedef struct fo__optimizer {
+    fo_context       *fo;
+    const fo__params *params;
+    fo_real          *values, *grads, *m, *v, *ema; /* ema: or NULL */
+    double           *partial;      /* per block of the gradient: sum of squares */
+    double            grad_norm, lr; /* of the last step */
+    fo__adam          adam;
+} fo__optimizer;
+
+static int64_t fo__blocks(const fo__params *params) {
+    return (params->size + FO__BLOCK - 1) / FO__BLOCK;
+}
+
+static double fo__learning_rate(const fo_train_desc *d, int64_t step, int64_t steps) {
+    double lr = d->lr;
     if (d->schedule == FO_COSINE)
-        lr *= 0.5 * (1 + cos(3.141592653589793 * (double)step / (double)tr->steps));
+        lr *= 0.5 * (1 + cos(3.141592653589793 * (double)step / (double)steps));
     if (d->schedule == FO_STEP)
         lr *= pow(d->step_factor, (double)(step / d->step_every));
     if (step < d->warmup)
@@ -9602,8 +9794,209 @@ static double fo__learning_rate(const fo__trainer *tr, int64_t step) {
     return lr;
 }
 
+static void fo__sumsq_range(void *arg, int64_t begin, int64_t end) {
+    fo__optimizer *o = (fo__optimizer *)arg;
+    int64_t        b, n = o->params->size;
+    for (b = begin; b < end; b++)
+        o->partial[b] = o->fo->kernels->sumsq(FO__MIN(FO__BLOCK, n - b * FO__BLOCK),
+                                              o->grads + b * FO__BLOCK);
+}
+
+/* The length of the gradient: finite if every number of it is, and not too large. */
+static int fo__gradient_ok(fo__optimizer *o) {
+    int64_t b, blocks = fo__blocks(o->params);
+    double  sum = 0;
+    fo_parallel_for(o->fo, blocks, 2, fo__sumsq_range, o);
+    for (b = 0; b < blocks; b++)
+        sum += o->partial[b];
+    o->grad_norm = sqrt(sum);
+    return o->grad_norm - o->grad_norm == 0;
+}
+
+/* The first parameter whose gradient is not finite; NULL: only the norm overflowed. */
+static const char *fo__bad_gradient(const fo__optimizer *o) {
+    int     i;
+    int64_t j;
+    for (i = 0; i < o->params->count; i++) {
+        const fo_param_info *p = &o->params->list[i].info;
+        for (j = 0; j < p->count; j++)
+            if (o->grads[p->offset + j] - o->grads[p->offset + j] != 0)
+                return p->name;
+    }
+    return NULL;
+}
+
+static void fo__adam_range(void *arg, int64_t begin, int64_t end) {
+    fo__optimizer *o  = (fo__optimizer *)arg;
+    int64_t        at = begin * FO__BLOCK, n = FO__MIN(end * FO__BLOCK, o->params->size) - at;
+    o->fo->kernels->adam(n, &o->adam, o->values + at, o->grads + at, o->m + at, o->v + at,
+                         o->ema ? o->ema + at : NULL);
+}
+
+/* L2: the decay is part of the gradient, after clipping; only of gains where there are any. */
+static void fo__weight_decay(fo__optimizer *o, double decay) {
+    const fo__kernels *kern = o->fo->kernels;
+    int                i, gains = 0;
+    kern->scale(o->params->size, (fo_real)o->adam.grad_scale, o->grads, o->grads);
+    o->adam.grad_scale = 1;
+    for (i = 0; i < o->params->count; i++)
+        gains |= o->params->list[i].init.kind == FO_INIT_ROW_NORMS;
+    for (i = 0; i < o->params->count; i++) {
+        const fo__param *p = &o->params->list[i];
+        if (!gains || p->init.kind == FO_INIT_ROW_NORMS)
+            kern->axpy(p->info.count, (fo_real)decay, o->values + p->info.offset,
+                       o->grads + p->info.offset);
+    }
+}
+
+/* Update number `taken` (from 0 on) along a gradient whose norm is known, at this rate. */
+static void fo__optimize(fo__optimizer *o, const fo_train_desc *d, int64_t taken, double lr) {
+    double t = (double)(taken + 1), beta1 = FO__MAX(d->beta1, 0);
+    o->lr              = lr;
+    o->adam.grad_scale = d->clip > 0 && o->grad_norm > d->clip ? d->clip / o->grad_norm : 1;
+    o->adam.beta1      = beta1;
+    o->adam.beta2      = d->beta2;
+    o->adam.step       = lr / (1 - pow(beta1, t));
+    o->adam.root       = 1 / sqrt(1 - pow(d->beta2, t));
+    o->adam.eps        = d->eps;
+    if (d->optimizer == FO_RMSPROP) { /* Adam without momentum and correction */
+        o->adam.beta1 = 0;
+        o->adam.step  = lr;
+        o->adam.root  = 1;
+    }
+    o->adam.decay = d->optimizer == FO_ADAMW ? 1 - lr * d->weight_decay : 1;
+    o->adam.ema   = FO__MIN(d->ema, t / (t + 9)); /* forget the start faster */
+    if (d->weight_decay > 0 && d->optimizer != FO_ADAMW)
+        fo__weight_decay(o, d->weight_decay);
+    fo_parallel_for(o->fo, fo__blocks(o->params), 2, fo__adam_range, o);
+}
+
+fo_result fo_tape_optimize(fo_tape *tape, const fo_train_desc *desc) {
+    fo_train_desc none, d;
+    fo__optimizer o;
+    int64_t       n;
+    if (tape == NULL)
+        return FO_ERR_ARGUMENT;
+    n = tape->own.size;
+    if (tape->fo->failed != FO_OK)
+        return tape->fo->failed;
+    if (!tape->planned || !tape->train || n == 0)
+        return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_tape_optimize needs parameters of the "
+                        "tape's own, planned with train = 1");
+    memset(&none, 0, sizeof none);
+    memset(&o, 0, sizeof o);
+    d = fo__train_defaults(&none, desc, 1);
+    if (fo__train_validate(tape->fo, &d) != FO_OK)
+        return tape->fo->failed;
+    if (d.schedule == FO_COSINE && d.steps <= 0)
+        return fo__fail(tape->fo, FO_ERR_ARGUMENT, "a cosine schedule needs steps");
+    if (tape->moments == NULL)
+        tape->moments = fo__reals(&tape->arena, 2 * n);
+    if (tape->partial == NULL)
+        tape->partial = fo__doubles(&tape->arena, fo__blocks(&tape->own));
+    if (tape->moments == NULL || tape->partial == NULL)
+        return FO_ERR_MEMORY;
+    o.fo = tape->fo, o.params = &tape->own, o.values = tape->values, o.grads = tape->grads;
+    o.m = tape->moments, o.v = o.m + n, o.partial = tape->partial;
+    if (d.gradients && d.gradients(d.user, o.grads, n))
+        return FO_OK;
+    if (fo__gradient_ok(&o)) {
+        fo__optimize(&o, &d, tape->updates, fo__learning_rate(&d, tape->updates, d.steps));
+        fo__norm_commit(tape);
+        tape->updates++;
+    } else if (d.on_nan == FO_NAN_STOP) {
+        const char *name = fo__bad_gradient(&o);
+        return fo__fail(tape->fo, FO_ERR_NUMERIC, "the gradient of %s is not finite: nothing was "
+                        "changed", name ? name : "all parameters together");
+    }
+    return FO_OK;
+}
+
+/* ================================================================================================
+   >>train         batches, held-out data, a step in parts and whole
+
+   Purpose    minimise the mean of -log_prob, or a loss of the user's
+   Invariants a step is a function of (weights, optimizer state, seed, samples seen): resuming
+              equals going on, bit for bit; reductions have a fixed order; no allocation after the
+              first step. A batch whose log_prob or gradient is not finite changes nothing: what
+              batch norms and actnorms measured on it is kept aside until the step is sound
+   Callers    users
+   ============================================================================================= */
+enum { FO__IDLE, FO__FORWARD_DONE, FO__BACKWARD_DONE };
+
+struct fo_trainer {
+    fo__arena      arena;
+    fo_flow       *flow;
+    fo_workspace  *ws;
+    const fo_data *data;
+    fo_train_desc  desc;
+    fo__optimizer  optimizer;
+    fo_batch       batch;            /* what forward gives out */
+    double        *log_prob;
+    int64_t        count, steps;     /* samples; where to stop (0: by time only) */
+    int64_t        positive;         /* rows of a batch from the data; the others are negative */
+    int           *order;            /* of the samples in epoch order_epoch */
+    int64_t        order_epoch;
+    double         loss;             /* of the last step */
+    double         recent;           /* mean loss of recent steps */
+    int64_t        counted;          /* so many steps are in it */
+    int64_t        done, taken;      /* steps of this call, and those that changed the weights */
+    double         start, reported;
+    int            phase, stopped;
+    fo_result      result;           /* the first error */
+    fo__whole      before;           /* this call; values and buffers only if a layer is measured */
+    fo_real       *old_ema;
+    fo_real       *measured;         /* buffers when all the data had been measured; or NULL */
+    fo__whole      best;             /* with held-out data: at the best measurement */
+    double         held_out_bpd;     /* the last measurement */
+    int64_t        measured_at;      /* `done` at that time */
+    int64_t        waiting;          /* measurements since the best */
+    int            improved, fresh;  /* the last one was the best; it was not reported yet */
+};
+
+/* Defaults, what the flow was trained with or its preset says, and what this call wants. */
+static fo_train_desc fo__train_resolve(const fo_flow *flow, const fo_train_desc *desc) {
+    fo_train_desc d = fo__train_defaults(&flow->train.desc, desc, flow->size);
+    if (d.seed == 0)
+        d.seed = flow->train.step ? flow->train.desc.seed : flow->fo->desc.seed;
+    if (d.seconds <= 0 && d.epochs <= 0 && d.steps <= 0)
+        d.epochs = 1;
+    return d;
+}
+
+/* ---- copies of the whole state --------------------------------------------------------------- */
+
+/* From the flow to the copy, or back; a block that the copy lacks is left out. */
+static void fo__whole_copy(fo_flow *flow, fo__whole *copy, int back) {
+    fo_real *live[5], *kept[5];
+    int      i;
+    fo__train_state *from = back ? &copy->train : &flow->train;
+    fo__train_state *to   = back ? &flow->train : &copy->train, state = *from;
+    live[0] = flow->values, live[1] = flow->train.m, live[2] = flow->train.v;
+    live[3] = flow->train.ema, live[4] = flow->buffer_values;
+    kept[0] = copy->values, kept[1] = copy->train.m, kept[2] = copy->train.v;
+    kept[3] = copy->train.ema, kept[4] = copy->buffer_values;
+    for (i = 0; i < 5; i++)
+        if (live[i] && kept[i])
+            memcpy(back ? live[i] : kept[i], back ? kept[i] : live[i],
+                   (size_t)(i < 4 ? flow->params.size : flow->buffers.size) * sizeof(fo_real));
+    state.m = to->m, state.v = to->v, state.ema = to->ema;
+    *to     = state;
+}
+
+/* Does a layer wait to be measured, on the data or on the first batch? */
+static int fo__unmeasured(const fo_flow *flow) {
+    int i, waits = 0;
+    for (i = 0; i < flow->n_layers; i++)
+        waits |= flow->layers[i].see.kind->measure &&
+                 flow->buffer_values[flow->layers[i].measured] == 0;
+    return waits;
+}
+
+/* ---- batches --------------------------------------------------------------------------------- */
+
 /* Sample number `seen` of the endless stream of shuffled epochs (Fisher-Yates). */
-static int64_t fo__next_sample(fo__trainer *tr, int64_t seen) {
+static int64_t fo__next_sample(fo_trainer *tr, int64_t seen) {
     int64_t epoch = seen / tr->count, i;
     if (epoch != tr->order_epoch) {
         tr->order_epoch = epoch;
@@ -9619,7 +10012,8 @@ static int64_t fo__next_sample(fo__trainer *tr, int64_t seen) {
     return tr->order[seen % tr->count];
 }
 
-static fo_result fo__train_forward(fo__trainer *tr) {
+/* The next batch goes forward. Its noise is a function of (seed, sample, epoch). */
+static fo_result fo__train_forward(fo_trainer *tr) {
     fo_workspace *ws = tr->ws;
     int64_t       r, others = fo_data_count(tr->desc.negative);
     double        sum = 0;
@@ -9635,25 +10029,26 @@ static fo_result fo__train_forward(fo__trainer *tr) {
     if (fo__encode(ws) != FO_OK)
         return ws->fo->failed;
     for (r = 0; r < ws->rows; r++) {
-        double log_prob = fo__row_log_prob(ws, r), sign = r < tr->positive ? -1 : 1;
-        if (sign > 0 && log_prob < -tr->floor)
-            sign = 0; /* unlikely enough: it neither counts nor pulls any more */
-        ws->dlogdet[r] = sign / (double)ws->rows;
+        tr->log_prob[r] = fo__row_log_prob(ws, r);
         if (r < tr->positive)
-            sum -= log_prob;
-        else if (log_prob - log_prob != 0)
-            sum = log_prob;
+            sum -= tr->log_prob[r];
+        else if (tr->log_prob[r] - tr->log_prob[r] != 0)
+            sum = tr->log_prob[r];
     }
     tr->loss = sum / (double)tr->positive;
     return FO_OK;
 }
 
-/* dLoss/dz = -dlogdet z, then the layers from last to first. */
+/* dLoss/dz = dz - dlogdet z, then the layers from last to first. */
 static fo_result fo__train_backward(fo_workspace *ws) {
     int64_t r, n = ws->flow->size;
     int     i;
-    for (r = 0; r < ws->rows; r++)
-        ws->fo->kernels->scale(n, (fo_real)-ws->dlogdet[r], fo__state(ws, r), ws->dstate + r * n);
+    for (r = 0; r < ws->rows; r++) {
+        fo_real *d = ws->dstate + r * n;
+        ws->fo->kernels->scale(n, (fo_real)-ws->dlogdet[r], fo__state(ws, r), d);
+        if (ws->dz)
+            ws->fo->kernels->add(n, d, ws->dz + r * n, d);
+    }
     for (i = ws->flow->n_layers - 1; i >= 0 && ws->fo->failed == FO_OK; i--) {
         if (ws->flow->layers[i].see.kind->front)
             break;
@@ -9662,180 +10057,76 @@ static fo_result fo__train_backward(fo_workspace *ws) {
     return ws->fo->failed;
 }
 
-static void fo__sumsq_range(void *arg, int64_t begin, int64_t end) {
-    fo__trainer *tr = (fo__trainer *)arg;
-    int64_t      b, n = tr->flow->params.size;
-    for (b = begin; b < end; b++)
-        tr->partial[b] = tr->ws->fo->kernels->sumsq(FO__MIN(FO__BLOCK, n - b * FO__BLOCK),
-                                                    tr->ws->grads + b * FO__BLOCK);
-}
+/* ---- held-out data --------------------------------------------------------------------------- */
 
-static int64_t fo__blocks(const fo_flow *flow) {
-    return (flow->params.size + FO__BLOCK - 1) / FO__BLOCK;
-}
-
-static double fo__grad_norm(fo__trainer *tr) {
-    int64_t b, blocks = fo__blocks(tr->flow);
-    double  sum = 0;
-    fo_parallel_for(tr->ws->fo, blocks, 2, fo__sumsq_range, tr);
-    for (b = 0; b < blocks; b++)
-        sum += tr->partial[b];
-    return sqrt(sum);
-}
-
-static void fo__adam_range(void *arg, int64_t begin, int64_t end) {
-    fo__trainer *tr   = (fo__trainer *)arg;
-    fo_flow     *flow = tr->flow;
-    int64_t      at = begin * FO__BLOCK, n = FO__MIN(end * FO__BLOCK, flow->params.size) - at;
-    fo_real     *g     = tr->ws->grads + at;
-    tr->ws->fo->kernels->adam(n, &tr->adam, flow->values + at, g, flow->train.m + at,
-                              flow->train.v + at, flow->train.ema ? flow->train.ema + at : NULL);
-}
-
-/* L2: the decay is part of the gradient, after clipping; only of gains where there are any. */
-static void fo__weight_decay(fo__trainer *tr) {
-    fo_flow           *flow = tr->flow;
-    const fo__kernels *kern = flow->fo->kernels;
-    int                i;
-    kern->scale(flow->params.size, (fo_real)tr->adam.grad_scale, tr->ws->grads, tr->ws->grads);
-    tr->adam.grad_scale = 1;
-    for (i = 0; i < flow->params.count; i++) {
-        const fo__param *p = &flow->params.list[i];
-        if (!tr->has_gains || p->init.kind == FO_INIT_ROW_NORMS)
-            kern->axpy(p->info.count, (fo_real)tr->desc.weight_decay, flow->values + p->info.offset,
-                       tr->ws->grads + p->info.offset);
-    }
-}
-
-static void fo__adam_step(fo__trainer *tr) {
-    const fo_train_desc *d = &tr->desc;
-    double               t = (double)(tr->flow->train.step - tr->flow->train.skipped + 1);
-    double               ema = FO__MIN(d->ema, t / (t + 9)); /* forget the start faster */
-    tr->lr              = fo__learning_rate(tr, tr->flow->train.step);
-    tr->adam.grad_scale = d->clip > 0 && tr->grad_norm > d->clip ? d->clip / tr->grad_norm : 1;
-    tr->adam.beta1      = d->beta1;
-    tr->adam.beta2      = d->beta2;
-    tr->adam.step       = tr->lr / (1 - pow(d->beta1, t));
-    tr->adam.root       = 1 / sqrt(1 - pow(d->beta2, t));
-    tr->adam.eps        = d->eps;
-    if (d->optimizer == FO_RMSPROP) { /* Adam without momentum and correction */
-        tr->adam.beta1 = 0;
-        tr->adam.step  = tr->lr;
-        tr->adam.root  = 1;
-    }
-    tr->adam.decay      = d->optimizer == FO_ADAMW ? 1 - tr->lr * d->weight_decay : 1;
-    tr->adam.ema        = ema;
-    if (d->weight_decay > 0 && d->optimizer != FO_ADAMW)
-        fo__weight_decay(tr);
-    fo_parallel_for(tr->ws->fo, fo__blocks(tr->flow), 2, fo__adam_range, tr);
-}
-
-/* The loss is finite but a gradient is not: which parameter? */
-static fo_result fo__find_nan_gradient(fo__trainer *tr) {
-    const fo_flow *flow = tr->flow;
-    int            i;
-    int64_t        j;
-    for (i = 0; i < flow->params.count; i++) {
-        const fo_param_info *p = &flow->params.list[i].info;
-        for (j = 0; j < p->count; j++)
-            if (tr->ws->grads[p->offset + j] - tr->ws->grads[p->offset + j] != 0)
-                return fo__fail(flow->fo, FO_ERR_NUMERIC, "step %lld: the gradient of parameter %s "
-                                "is not finite; try a lower learning rate",
-                                (long long)flow->train.step, p->name);
-    }
-    return fo__fail(flow->fo, FO_ERR_NUMERIC, "step %lld: the gradient's norm overflowed; try a "
-                    "lower learning rate", (long long)flow->train.step);
-}
-
-static fo_result fo__train_step(fo__trainer *tr) {
-    fo_flow *flow = tr->flow;
-    int      bad;
-    if (fo__train_forward(tr) != FO_OK)
-        return flow->fo->failed;
-    bad = tr->loss - tr->loss != 0;
-    if (bad && tr->desc.on_nan == FO_NAN_STOP)
-        return fo__find_nan(tr->ws);
-    if (!bad) {
-        if (fo__train_backward(tr->ws) != FO_OK)
-            return flow->fo->failed;
-        if (tr->desc.gradients &&
-            tr->desc.gradients(tr->desc.user, tr->ws->grads, flow->params.size)) {
-            tr->stopped = 1;
-            return FO_OK;
+/* The mean bpd of the held-out data as fo_log_prob gives it with draw 0; infinite if one of them is
+   not finite and such batches are to be skipped, else that is an error. */
+static fo_result fo__held_out(fo_trainer *tr, double *bpd) {
+    fo_workspace  *ws    = tr->ws;
+    const fo_data *data  = tr->desc.held_out;
+    int64_t        count = fo_data_count(data), first, r;
+    double         sum   = 0;
+    fo_result      result = FO_OK;
+    ws->data = data, ws->negative = NULL, ws->name = "held-out ";
+    ws->train = 0, ws->norm.mode = FO_NORM_RUNNING, ws->seed = tr->flow->fo->desc.seed;
+    fo__workspace_bind(ws);
+    for (first = 0; first < count && result == FO_OK; first += ws->rows) {
+        fo__fill(ws, first, FO__MIN(ws->batch, count - first), 0);
+        result = fo__encode(ws);
+        for (r = 0; r < ws->rows && result == FO_OK; r++) {
+            double log_prob = fo__row_log_prob(ws, r);
+            sum += log_prob - log_prob == 0 ? log_prob : -HUGE_VAL;
         }
-        tr->grad_norm = fo__grad_norm(tr);
-        bad           = tr->grad_norm - tr->grad_norm != 0;
-        if (bad && tr->desc.on_nan == FO_NAN_STOP)
-            return fo__find_nan_gradient(tr);
+        if (result == FO_OK && sum - sum != 0 && tr->desc.on_nan == FO_NAN_STOP)
+            result = fo__find_nan(ws);
     }
-    if (bad) {
-        flow->train.skipped++;
-    } else {
-        fo__adam_step(tr);
-        tr->counted = FO__MIN(tr->counted + 1, 50);
-        tr->recent += (tr->loss - tr->recent) / (double)tr->counted;
-    }
-    flow->train.step++;
-    flow->train.seen += tr->positive;
-    return FO_OK;
-}
-
-static fo_result fo__train_timed_step(fo__trainer *tr) {
-    fo_result result;
-    fo__pace_begin(tr->ws->fo, &tr->ws->pace, fo_clock());
-    result = fo__train_step(tr);
-    fo__pace_end(tr->ws->fo, &tr->ws->pace, fo_clock(), 1);
+    *bpd     = fo_bpd(sum / (double)count, tr->flow->shape);
+    ws->data = tr->data, ws->negative = tr->desc.negative, ws->name = "";
+    ws->train = 1, ws->norm.mode = FO_NORM_TRAIN, ws->seed = tr->desc.seed;
+    ws->rows = ws->batch;
+    fo__workspace_bind(ws);
     return result;
 }
 
-static void fo__report(fo__trainer *tr, int last) {
-    const fo_flow *flow = tr->flow;
-    fo_progress    p;
-    double         now  = fo_clock() - tr->start;
-    int64_t        done = flow->train.step - tr->first_step;
-    if (tr->desc.progress == NULL || (!last && now - tr->reported < 0.1))
+static void fo__train_measure(fo_trainer *tr) {
+    fo_flow *flow = tr->flow;
+    double   bpd;
+    tr->measured_at = tr->done;
+    tr->result      = fo__held_out(tr, &bpd);
+    if (tr->result != FO_OK)
         return;
-    memset(&p, 0, sizeof p);
-    p.step      = flow->train.step;
-    p.steps     = tr->steps;
-    p.epoch     = (double)flow->train.seen / (double)tr->count;
-    p.loss      = tr->recent;
-    p.bpd       = fo_bpd(-tr->recent, flow->shape);
-    p.grad_norm = tr->grad_norm;
-    p.lr        = tr->lr;
-    p.elapsed   = now;
-    p.since     = now - tr->reported;
-    p.rate      = now > 0 ? (double)(flow->train.seen - tr->first_seen) / now : 0;
-    p.left      = -1;
-    if (tr->steps && done)
-        p.left = now / (double)done * (double)(tr->steps - flow->train.step);
-    if (tr->desc.seconds > 0 && (p.left < 0 || p.left > tr->desc.seconds - now))
-        p.left = FO__MAX(tr->desc.seconds - now, 0);
-    p.skipped    = flow->train.skipped;
-    p.held_out_bpd = (double)NAN;
-    p.last       = last;
-    tr->reported = now;
-    if (tr->desc.progress(tr->desc.user, &p))
+    tr->held_out_bpd = bpd;
+    tr->fresh        = 1;
+    tr->improved     = bpd < HUGE_VAL && (flow->best == NULL || bpd < flow->best->train.best);
+    tr->waiting      = tr->improved ? 0 : tr->waiting + 1;
+    if (tr->improved) {
+        flow->train.best     = bpd;
+        flow->train.has_best = 1;
+        fo__whole_copy(flow, &tr->best, 0);
+        flow->best = &tr->best;
+    }
+    if (tr->desc.patience > 0 && tr->waiting >= tr->desc.patience)
         tr->stopped = 1;
 }
 
 /* ---- data-dependent initialisation ----------------------------------------------------------- */
 
 /* A front layer looks at all the data, as it reaches that layer. */
-static fo_result fo__train_measure(fo__trainer *tr, int layer) {
+static fo_result fo__measure_layer(fo_trainer *tr, int layer) {
     fo_workspace    *ws = tr->ws;
     const fo__layer *l  = &tr->flow->layers[layer];
-    int64_t          done, r;
+    int64_t          done, i;
     int              k;
     for (done = 0; done < tr->count; done += ws->rows) {
-        ws->rows = FO__MIN(ws->batch, tr->count - done);
-        for (r = 0; r < ws->rows; r++)
-            ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = done + r);
+        fo__fill(ws, done, FO__MIN(ws->batch, tr->count - done), 0);
         fo__rows(ws, fo__load_rows);
         for (k = 0; k < layer && ws->fo->failed == FO_OK; k++)
             fo__pass(ws, k, FO_ENCODE);
         if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
+        for (i = 0; i < ws->rows * ws->flow->size; i++)
+            if (ws->state[i] - ws->state[i] != 0)
+                return fo__find_nan(ws);
         l->see.kind->measure(fo__pass_open(ws, layer, FO_ENCODE), done, tr->count);
     }
     tr->flow->buffer_values[l->measured] = 1;
@@ -9843,31 +10134,23 @@ static fo_result fo__train_measure(fo__trainer *tr, int layer) {
     return ws->fo->failed;
 }
 
-static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *data) {
-    fo_context *fo = flow->fo;
-    int64_t     n  = flow->params.size;
-    int         i;
-    if (tr->count < 1 || tr->count > INT_MAX)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "%lld samples: 1 to 2^31 - 1 are possible",
-                        (long long)tr->count);
-    tr->ws = fo__workspace_make(fo, flow, tr->desc.batch, 1, tr->desc.memory_mb);
+/* ---- opening --------------------------------------------------------------------------------- */
+
+/* Memory for the optimizer, for copies of the state and for batches. */
+static fo_result fo__train_memory(fo_trainer *tr) {
+    fo_flow       *flow  = tr->flow;
+    fo_context    *fo    = flow->fo;
+    fo__optimizer *o     = &tr->optimizer;
+    fo__arena     *arena = &tr->arena;
+    int64_t        n = flow->params.size, extra = tr->desc.ema > 0 ? n : 0;
+    double         budget = tr->desc.memory_mb;
+    if (tr->desc.held_out)
+        extra += 3 * n + (tr->desc.ema > 0 ? n : 0) + flow->buffers.size;
+    if (budget > 0)
+        budget = FO__MAX(budget - (double)extra * sizeof(fo_real) / 1e6, 1e-9);
+    tr->ws = fo__workspace_make(fo, flow, tr->desc.batch, 1, budget);
     if (tr->ws == NULL)
         return fo->failed;
-    tr->ws->data     = data;
-    tr->ws->rows     = tr->ws->batch;
-    tr->positive     = tr->ws->batch;
-    tr->floor        = tr->desc.negative_floor;
-    if (tr->desc.negative) {
-        if (fo__check_data(fo, flow, tr->desc.negative) != FO_OK)
-            return fo->failed;
-        tr->ws->negative = tr->desc.negative;
-        tr->ws->positive = tr->positive = (tr->ws->batch + 1) / 2;
-    }
-    for (i = 0; i < flow->params.count; i++)
-        tr->has_gains |= flow->params.list[i].init.kind == FO_INIT_ROW_NORMS;
-    tr->ws->seed  = tr->desc.seed;
-    tr->order     = (int *)fo__arena_alloc(&tr->ws->arena, fo__times(tr->count, sizeof(int)));
-    tr->partial   = fo__doubles(&tr->ws->arena, fo__blocks(flow));
     if (flow->train.m == NULL) {
         fo_real *both = fo__reals(&flow->arena, 2 * n);
         flow->train.v = both ? both + n : NULL;
@@ -9881,60 +10164,322 @@ static fo_result fo__train_open(fo__trainer *tr, fo_flow *flow, const fo_data *d
             memcpy(ema, flow->values, (size_t)n * sizeof *ema);
         flow->train.ema = ema;
     }
-    if (fo->failed != FO_OK)
+    tr->order    = (int *)fo__arena_alloc(arena, fo__times(tr->count, sizeof(int)));
+    tr->log_prob = fo__doubles(arena, tr->ws->batch);
+    o->partial   = fo__doubles(arena, fo__blocks(&flow->params));
+    if (fo__unmeasured(flow)) {
+        tr->before.values        = fo__reals(arena, n);
+        tr->before.buffer_values = fo__reals(arena, flow->buffers.size);
+        tr->measured             = fo__reals(arena, flow->buffers.size);
+    }
+    if (tr->desc.held_out) {
+        tr->best.values        = fo__reals(arena, n);
+        tr->best.buffer_values = fo__reals(arena, flow->buffers.size);
+        tr->best.train.m       = fo__reals(arena, n);
+        tr->best.train.v       = fo__reals(arena, n);
+        tr->best.train.ema     = tr->desc.ema > 0 ? fo__reals(arena, n) : NULL;
+    }
+    o->fo = fo, o->params = &flow->params, o->values = flow->values, o->grads = tr->ws->grads;
+    o->m = flow->train.m, o->v = flow->train.v, o->ema = flow->train.ema;
+    return fo->failed;
+}
+
+static void fo__train_rows(fo_trainer *tr) {
+    fo_workspace *ws = tr->ws;
+    ws->data     = tr->data;
+    ws->rows     = ws->batch;
+    ws->seed     = tr->desc.seed;
+    ws->negative = tr->desc.negative;
+    ws->positive = tr->positive;
+    ws->norm.defer   = 1;
+    tr->batch.rows     = ws->rows;
+    tr->batch.positive = tr->positive;
+    tr->batch.sample   = ws->sample;
+    tr->batch.log_prob = tr->log_prob;
+    tr->batch.z        = ws->state;
+}
+
+/* Everything but memory that can be wrong is found here, before anything is changed. */
+static fo_result fo__train_check(fo_trainer *tr, const fo_train_desc *asked) {
+    fo_flow       *flow = tr->flow;
+    fo_context    *fo   = flow->fo;
+    fo_train_desc *d    = &tr->desc;
+    int64_t        epoch;
+    double         steps;
+    if (flow->params.size == 0)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "the flow has no coupling: there is nothing to learn");
+    if (flow->training)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "the flow is being trained already");
+    if (tr->count < 1 || tr->count > INT_MAX)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "%lld samples: 1 to 2^31 - 1 are possible",
+                        (long long)tr->count);
+    if ((d->negative && fo__check_data(fo, flow, d->negative) != FO_OK) ||
+        (d->held_out && fo__check_data(fo, flow, d->held_out) != FO_OK) ||
+        fo__train_validate(fo, d) != FO_OK)
         return fo->failed;
-    for (i = 0; i < flow->n_layers; i++)
-        if (flow->layers[i].see.kind->front && flow->layers[i].see.kind->measure &&
-            flow->buffer_values[flow->layers[i].measured] == 0 &&
-            fo__train_measure(tr, i) != FO_OK)
-            return fo->failed;
+    if (d->schedule == FO_COSINE && d->steps <= 0 && d->epochs <= 0)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "a cosine schedule needs steps or epochs: seconds do "
+                        "not say where it ends");
+    if (flow->train.step == 0 && !(asked && asked->batch)) /* an epoch is more than one step */
+        d->batch = (int)FO__MIN(d->batch, FO__MAX(tr->count / 4, 1));
+    tr->positive = d->negative ? (d->batch + 1) / 2 : d->batch;
+    epoch        = (tr->count + tr->positive - 1) / tr->positive;
+    if (d->held_out && d->held_out_every == 0)
+        d->held_out_every = FO__MAX(50, FO__MIN(epoch, 1000));
+    steps     = ceil(d->epochs * (double)tr->count / (double)tr->positive);
+    tr->steps = d->epochs > 0 ? (int64_t)FO__MIN(steps, 9e15) : 0;
+    if (d->steps > 0)
+        tr->steps = tr->steps ? FO__MIN(d->steps, tr->steps) : d->steps;
     return FO_OK;
 }
 
-static int64_t fo__train_end(const fo__trainer *tr) {
-    double steps = ceil(tr->desc.epochs * (double)tr->count / tr->desc.batch);
-    if (tr->desc.epochs <= 0)
-        return FO__MAX(tr->desc.steps, 0);
-    if (!(steps < 9e15))
-        steps = 9e15;
-    return tr->desc.steps > 0 ? FO__MIN(tr->desc.steps, (int64_t)steps) : (int64_t)steps;
+fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_desc *desc) {
+    fo_trainer *tr;
+    fo_context *fo = flow ? flow->fo : NULL;
+    int         i;
+    if (flow == NULL || fo->failed != FO_OK || fo__flow_ready(flow) != FO_OK ||
+        fo__check_data(fo, flow, data) != FO_OK)
+        return NULL;
+    tr = (fo_trainer *)fo__object(fo, sizeof *tr);
+    if (tr == NULL)
+        return NULL;
+    tr->flow         = flow;
+    tr->data         = data;
+    tr->count        = fo_data_count(data);
+    tr->order_epoch  = -1;
+    tr->start        = fo_clock();
+    tr->held_out_bpd = (double)NAN;
+    tr->desc         = fo__train_resolve(flow, desc);
+    if (fo__train_check(tr, desc) != FO_OK) {
+        fo__object_free(tr);
+        return NULL;
+    }
+    flow->training   = 1;
+    tr->old_ema      = flow->train.ema;
+    fo__whole_copy(flow, &tr->before, 0);
+    tr->result       = fo__train_memory(tr);
+    if (tr->result == FO_OK) {
+        fo__train_rows(tr);
+        fo__whole_copy(flow, &tr->before, 0);
+        for (i = 0; i < flow->n_layers && tr->result == FO_OK; i++)
+            if (flow->layers[i].see.kind->front && flow->layers[i].see.kind->measure &&
+                flow->buffer_values[flow->layers[i].measured] == 0)
+                tr->result = fo__measure_layer(tr, i);
+    } else
+        tr->before.values = tr->before.buffer_values = NULL; /* nothing is in them */
+    if (tr->measured && tr->result == FO_OK)
+        memcpy(tr->measured, flow->buffer_values, (size_t)flow->buffers.size * sizeof(fo_real));
+    if (tr->result == FO_OK && flow->train.has_best && tr->desc.held_out)
+        fo__train_measure(tr); /* what the flow has now is the best so far */
+    tr->fresh = tr->improved = 0;
+    if (tr->result == FO_OK) {
+        flow->train.desc = tr->desc;
+        return tr;
+    }
+    fo_trainer_close(tr);
+    return NULL;
+}
+
+/* ---- steps ----------------------------------------------------------------------------------- */
+
+static void fo__report(fo_trainer *tr, int last) {
+    const fo_flow *flow = tr->flow;
+    fo_progress    p;
+    double         now = fo_clock() - tr->start;
+    if (tr->desc.progress == NULL || (!last && !tr->fresh && now - tr->reported < 0.1))
+        return;
+    memset(&p, 0, sizeof p);
+    p.step      = flow->train.step;
+    p.steps     = tr->steps;
+    p.epoch     = (double)flow->train.seen / (double)tr->count;
+    p.loss      = tr->counted ? tr->recent : (double)NAN;
+    p.bpd       = fo_bpd(-p.loss, flow->shape);
+    p.grad_norm = tr->optimizer.grad_norm;
+    p.lr        = tr->optimizer.lr;
+    p.elapsed   = now;
+    p.since     = now - tr->reported;
+    p.rate      = now > 0 ? (double)(tr->done * tr->positive) / now : 0;
+    p.left      = -1;
+    if (tr->steps && tr->done)
+        p.left = now / (double)tr->done * (double)(tr->steps - flow->train.step);
+    if (tr->desc.seconds > 0 && (p.left < 0 || p.left > tr->desc.seconds - now))
+        p.left = FO__MAX(tr->desc.seconds - now, 0);
+    p.skipped      = flow->train.skipped;
+    p.held_out_bpd = tr->held_out_bpd;
+    p.improved     = tr->improved && tr->fresh;
+    p.last         = last;
+    tr->reported   = now;
+    tr->fresh      = 0;
+    if (tr->desc.progress(tr->desc.user, &p))
+        tr->stopped = 1;
+}
+
+/* What a step took is over; what follows, measurements and reports, is not part of its pace. */
+static void fo__train_paced(fo_trainer *tr) {
+    fo__pace_end(tr->ws->fo, &tr->ws->pace, fo_clock(), 1);
+}
+
+/* A step is over, taken or skipped. */
+static void fo__train_advance(fo_trainer *tr) {
+    fo_flow *flow = tr->flow;
+    tr->phase     = FO__IDLE;
+    tr->done++;
+    flow->train.step++;
+    flow->train.seen += tr->positive;
+    if (tr->desc.held_out && tr->taken && flow->train.step % tr->desc.held_out_every == 0)
+        fo__train_measure(tr);
+    if (tr->result == FO_OK)
+        fo__report(tr, 0);
+}
+
+/* A batch that is not finite: it leaves no trace but its number, or it ends training. `error` says
+   where, if that is wanted. */
+static void fo__train_bad(fo_trainer *tr, fo_result error) {
+    fo_flow *flow = tr->flow;
+    fo__train_paced(tr);
+    if (tr->measured && tr->taken == 0) { /* layers were measured on it */
+        memcpy(flow->values, tr->before.values, (size_t)flow->params.size * sizeof(fo_real));
+        memcpy(flow->buffer_values, tr->measured, (size_t)flow->buffers.size * sizeof(fo_real));
+    }
+    tr->result = error;
+    if (error != FO_OK)
+        return;
+    flow->train.skipped++;
+    fo__train_advance(tr);
+}
+
+static fo_result fo__gradient_error(fo_trainer *tr) {
+    const char *name = fo__bad_gradient(&tr->optimizer);
+    char        advice[160];
+    fo__nan_advice(tr->ws, 0, tr->ws->rows, advice, sizeof advice);
+    if (name)
+        return fo__fail(tr->flow->fo, FO_ERR_NUMERIC, "step %lld: the gradient of parameter %s is "
+                        "not finite%s", (long long)tr->flow->train.step, name, advice);
+    return fo__fail(tr->flow->fo, FO_ERR_NUMERIC, "step %lld: the gradient's norm overflowed%s",
+                    (long long)tr->flow->train.step, advice);
+}
+
+/* Where it ends by itself, the last state is measured too. */
+static int fo__train_over(fo_trainer *tr) {
+    const int64_t step = tr->flow->train.step;
+    if (tr->result != FO_OK || tr->stopped)
+        return 1;
+    if ((tr->steps == 0 || step < tr->steps) &&
+        (tr->desc.seconds <= 0 || fo_clock() - tr->start < tr->desc.seconds))
+        return 0;
+    tr->stopped = 1;
+    if (tr->desc.held_out && tr->taken && tr->measured_at < tr->done)
+        fo__train_measure(tr);
+    return 1;
+}
+
+const fo_batch *fo_trainer_forward(fo_trainer *tr) {
+    while (tr && !fo__train_over(tr)) {
+        fo__pace_begin(tr->ws->fo, &tr->ws->pace, fo_clock());
+        tr->result = fo__train_forward(tr);
+        if (tr->result == FO_OK && tr->loss - tr->loss == 0) {
+            tr->phase = FO__FORWARD_DONE;
+            return &tr->batch;
+        }
+        if (tr->result == FO_OK)
+            fo__train_bad(tr, tr->desc.on_nan == FO_NAN_STOP ? fo__find_nan(tr->ws) : FO_OK);
+    }
+    return NULL;
+}
+
+fo_result fo_trainer_backward(fo_trainer *tr, const double *dlog_prob, const fo_real *dz) {
+    fo_workspace *ws;
+    int64_t       r;
+    if (tr == NULL)
+        return FO_ERR_ARGUMENT;
+    if (tr->result != FO_OK)
+        return tr->result;
+    if (tr->phase != FO__FORWARD_DONE)
+        return fo__fail(tr->flow->fo, FO_ERR_ARGUMENT, "fo_trainer_backward follows a "
+                        "fo_trainer_forward that gave a batch");
+    ws = tr->ws;
+    for (r = 0; r < ws->rows; r++) {
+        double sign = r < tr->positive ? -1 : 1;
+        if (sign > 0 && tr->log_prob[r] < -FO__MAX(tr->desc.negative_floor, 0))
+            sign = 0; /* unlikely enough: it neither counts nor pulls any more */
+        ws->dlogdet[r] = dlog_prob ? dlog_prob[r] : sign / (double)ws->rows;
+    }
+    tr->phase = FO__BACKWARD_DONE;
+    ws->dz    = dz;
+    return tr->result = fo__train_backward(ws);
+}
+
+fo_result fo_trainer_update(fo_trainer *tr) {
+    fo_flow       *flow = tr ? tr->flow : NULL;
+    fo__optimizer *o    = tr ? &tr->optimizer : NULL;
+    int            i;
+    if (tr == NULL)
+        return FO_ERR_ARGUMENT;
+    if (tr->result != FO_OK)
+        return tr->result;
+    if (tr->phase != FO__BACKWARD_DONE)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_trainer_update follows "
+                        "fo_trainer_backward");
+    tr->phase = FO__IDLE;
+    if (tr->desc.gradients && tr->desc.gradients(tr->desc.user, o->grads, flow->params.size)) {
+        tr->stopped = 1;
+        return FO_OK;
+    }
+    if (!fo__gradient_ok(o)) {
+        fo__train_bad(tr, tr->desc.on_nan == FO_NAN_STOP ? fo__gradient_error(tr) : FO_OK);
+        return tr->result;
+    }
+    fo__optimize(o, &tr->desc, flow->train.step - flow->train.skipped,
+                 fo__learning_rate(&tr->desc, flow->train.step, tr->steps));
+    for (i = 0; i < flow->n_layers; i++)
+        if (tr->ws->slots[i].tape)
+            fo__norm_commit(tr->ws->slots[i].tape);
+    fo__train_paced(tr);
+    tr->taken++;
+    flow->train.has_best &= tr->desc.held_out != NULL;
+    tr->counted = FO__MIN(tr->counted + 1, 50);
+    tr->recent += (tr->loss - tr->recent) / (double)tr->counted;
+    fo__train_advance(tr);
+    return tr->result;
+}
+
+int fo_trainer_step(fo_trainer *tr) {
+    return fo_trainer_forward(tr) && fo_trainer_backward(tr, NULL, NULL) == FO_OK &&
+           fo_trainer_update(tr) == FO_OK;
+}
+
+fo_result fo_trainer_close(fo_trainer *tr) {
+    fo_flow  *flow = tr ? tr->flow : NULL;
+    fo_result result;
+    if (tr == NULL)
+        return FO_ERR_ARGUMENT;
+    if (tr->result == FO_OK && tr->done && flow->train.step == flow->train.skipped)
+        tr->result = fo__fail(flow->fo, FO_ERR_NUMERIC, "all %lld steps were skipped: each batch "
+                              "had a log_prob or a gradient that is not finite; FO_NAN_STOP says "
+                              "where", (long long)tr->done);
+    if (flow->best)
+        fo__whole_copy(flow, &tr->best, 1);
+    else if (tr->result != FO_OK && tr->taken == 0) {
+        fo__whole_copy(flow, &tr->before, 1);
+        flow->train.ema = tr->old_ema;
+    }
+    flow->best     = NULL;
+    flow->training = 0;
+    flow->fo->team = flow->fo->desc.threads; /* should a step have been left half done */
+    if (tr->result == FO_OK)
+        fo__report(tr, 1);
+    result = tr->result;
+    fo_workspace_free(tr->ws);
+    fo__object_free(tr);
+    return result;
 }
 
 fo_result fo_train(fo_flow *flow, const fo_data *data, const fo_train_desc *desc) {
-    fo__trainer tr;
-    fo_context *fo;
-    if (flow == NULL)
-        return FO_ERR_ARGUMENT;
-    fo = flow->fo;
-    memset(&tr, 0, sizeof tr);
-    if (fo->failed != FO_OK || fo__flow_ready(flow) != FO_OK ||
-        fo__check_data(fo, flow, data) != FO_OK)
-        return fo->failed;
-    tr.desc = fo__train_resolve(flow, desc);
-    if (tr.desc.schedule == FO_COSINE && tr.desc.steps <= 0 && tr.desc.epochs <= 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "a cosine schedule needs steps or epochs: seconds do "
-                        "not say where it ends");
-    if (flow->params.size == 0)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "the flow has no coupling: there is nothing to learn");
-    tr.flow        = flow;
-    tr.data        = data;
-    tr.count       = fo_data_count(data);
-    tr.order_epoch = -1;
-    tr.start       = fo_clock();
-    tr.first_step  = flow->train.step;
-    tr.first_seen  = flow->train.seen;
-    if (fo__train_validate(fo, &tr.desc) == FO_OK && fo__train_open(&tr, flow, data) == FO_OK) {
-        tr.steps         = fo__train_end(&tr);
-        flow->train.desc = tr.desc;
-        while (!tr.stopped && (tr.steps == 0 || flow->train.step < tr.steps) &&
-               (tr.desc.seconds <= 0 || fo_clock() - tr.start < tr.desc.seconds) &&
-               fo__train_timed_step(&tr) == FO_OK)
-            fo__report(&tr, 0);
-        if (fo->failed == FO_OK)
-            fo__report(&tr, 1);
-    }
-    fo_workspace_free(tr.ws);
-    return fo->failed;
+    fo_trainer *tr = fo_trainer_open(flow, data, desc);
+    if (tr == NULL)
+        return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
+    while (fo_trainer_step(tr)) {}
+    return fo_trainer_close(tr);
 }
 
 fo_train_desc fo_flow_train_desc(const fo_flow *flow) {
@@ -9945,19 +10490,30 @@ fo_train_desc fo_flow_train_desc(const fo_flow *flow) {
 
 int64_t fo_flow_steps(const fo_flow *flow) { return flow ? flow->train.step : 0; }
 
+double fo_flow_held_out_bpd(const fo_flow *flow) {
+    return flow && flow->train.has_best ? flow->train.best : (double)NAN;
+}
+
 int fo_progress_bar(void *user, const fo_progress *p) {
     int    live = fo__isatty(stderr), left = (int)(p->left + 0.5);
-    double tick = 10; /* seconds between plain lines */
-    char   rest[32] = "", skipped[48] = "";
+    double tick = live ? 0.1 : 10; /* seconds between lines */
+    char   text[4][48] = {"", "", "", ""};
     (void)user;
-    if (!live && !p->last && floor(p->elapsed / tick) <= floor((p->elapsed - p->since) / tick))
+    if (!p->last && floor(p->elapsed / tick) <= floor((p->elapsed - p->since) / tick))
         return 0;
+    if (p->bpd == p->bpd)
+        snprintf(text[0], sizeof text[0], ", bpd %.3f", p->bpd);
+    if (p->bpd == p->bpd && p->rate > 0)
+        snprintf(text[0] + strlen(text[0]), sizeof text[0] - strlen(text[0]), ", %.0f samples/s",
+                 p->rate);
+    if (p->held_out_bpd == p->held_out_bpd)
+        snprintf(text[1], sizeof text[1], ", held-out bpd %.3f", p->held_out_bpd);
     if (p->left >= 0 && !p->last)
-        snprintf(rest, sizeof rest, ", %d:%02d left", left / 60, left % 60);
+        snprintf(text[2], sizeof text[2], ", %d:%02d left", left / 60, left % 60);
     if (p->skipped)
-        snprintf(skipped, sizeof skipped, ", %lld steps skipped (nan)", (long long)p->skipped);
-    fprintf(stderr, "%sstep %lld, epoch %.2f, bpd %.3f, %.0f samples/s%s%s%s%s", live ? "\r" : "",
-            (long long)p->step, p->epoch, p->bpd, p->rate, rest, skipped, live ? "\033[K" : "",
+        snprintf(text[3], sizeof text[3], ", %lld steps skipped (nan)", (long long)p->skipped);
+    fprintf(stderr, "%sstep %lld, epoch %.2f%s%s%s%s%s%s", live ? "\r" : "", (long long)p->step,
+            p->epoch, text[0], text[1], text[2], text[3], live ? "\033[K" : "",
             live && !p->last ? "" : "\n");
     fflush(stderr);
     return 0;
@@ -9988,6 +10544,11 @@ static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOC
     int       i;
     at[0] = &flow->values, at[1] = &flow->buffer_values, at[2] = &flow->train.m;
     at[3] = &flow->train.v, at[4] = &flow->train.ema;
+    if (flow->best) { /* while it is trained: the state that training would end with */
+        fo__whole *best = (fo__whole *)(uintptr_t)flow->best;
+        at[0] = &best->values, at[1] = &best->buffer_values, at[2] = &best->train.m;
+        at[3] = &best->train.v, at[4] = &best->train.ema;
+    }
     for (i = 0; i < FO__SAVED_BLOCKS; i++) {
         block[i].flow   = flow;
         block[i].prefix = prefix[i];
@@ -9996,39 +10557,49 @@ static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOC
     }
 }
 
-/* One row a number of the training state that a checkpoint carries: name, type, field. */
-#define FO__TRAIN_STATE(X)                                                                         \
-    X(step, int64_t, step)                                                                         \
-    X(seen, int64_t, seen)                                                                         \
-    X(skipped, int64_t, skipped)                                                                   \
-    X(batch, int, desc.batch)                                                                      \
-    X(optimizer, fo_optimizer, desc.optimizer)                                                     \
-    X(lr, double, desc.lr)                                                                         \
-    X(beta1, double, desc.beta1)                                                                   \
-    X(beta2, double, desc.beta2)                                                                   \
-    X(eps, double, desc.eps)                                                                       \
-    X(weight_decay, double, desc.weight_decay)                                                     \
-    X(clip, double, desc.clip)                                                                     \
-    X(schedule, fo_schedule, desc.schedule)                                                        \
-    X(warmup, int64_t, desc.warmup)                                                                \
-    X(step_every, int64_t, desc.step_every)                                                        \
-    X(step_factor, double, desc.step_factor)                                                       \
-    X(ema, double, desc.ema)                                                                       \
-    X(on_nan, fo_on_nan, desc.on_nan)                                                              \
-    X(memory_mb, double, desc.memory_mb)                                                           \
-    X(negative_floor, double, desc.negative_floor)
-
+/* The training note: the seed, counts, the best measurement if there was one, and the settings. */
 static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
-    fo__train_state state = flow->train, *t = &state;
-    char            number[40];
-    size_t          at;
-    t->desc = fo__train_resolve(flow, NULL);
-    at      = (size_t)snprintf(text, size, "seed=%llu", (unsigned long long)t->desc.seed);
-#define FO__WRITE(name, type, field)                                                               \
-    fo__print_double(number, sizeof number, (double)t->field, 17);                                 \
-    at += (size_t)snprintf(text + at, size - at, " " #name "=%s", number);
-    FO__TRAIN_STATE(FO__WRITE)
-#undef FO__WRITE
+    const fo__train_state *t = flow->best ? &flow->best->train : &flow->train;
+    const fo_train_desc    d = fo__train_resolve(flow, NULL);
+    char                   number[40];
+    size_t                 at;
+    int                    i;
+    at = (size_t)snprintf(text, size, "seed=%llu step=%lld seen=%lld skipped=%lld",
+                          (unsigned long long)d.seed, (long long)t->step, (long long)t->seen,
+                          (long long)t->skipped);
+    for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
+        const fo__train_field *field = &fo__train_fields[i];
+        fo__print_double(number, sizeof number, fo__train_get(&d, i) - field->zero, 17);
+        at += (size_t)snprintf(text + at, size - at, " %s=%s", field->name, number);
+    }
+    fo__print_double(number, sizeof number, t->best, 17);
+    if (t->has_best)
+        snprintf(text + at, size - at, " best=%s", number);
+}
+
+/* A number of the note; 0: it cannot be. What is not known is from a later version. */
+static int fo__train_note_set(fo__train_state *t, const char *key, double value) {
+    int64_t *count;
+    int      i;
+    if (strcmp(key, "best") == 0) {
+        t->best     = value;
+        t->has_best = 1;
+        return value - value == 0;
+    }
+    for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++)
+        if (strcmp(key, fo__train_fields[i].name) == 0) {
+            value += fo__train_fields[i].zero;
+            if (!(value >= fo__train_fields[i].least && value <= fo__train_fields[i].most))
+                return 0;
+            fo__train_set(&t->desc, i, value);
+        }
+    count = strcmp(key, "step") == 0 ? &t->step : strcmp(key, "seen") == 0 ? &t->seen
+            : strcmp(key, "skipped") == 0 ? &t->skipped : NULL;
+    if (count && !(value >= 0 && value < 1e15))
+        return 0;
+    if (count)
+        *count = (int64_t)value;
+    return 1;
 }
 
 /* The next word of a note, which ends before `end` or with the text; 0: none, or it is too long. */
@@ -10046,26 +10617,22 @@ static int fo__next_word(const char **text, char end, char *word, size_t size) {
 }
 
 static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const char *text) {
-    char   key[32], word[64];
-    double value;
+    fo_train_desc none;
+    char          key[32], word[64];
+    double        value;
     while (fo__next_word(&text, '=', key, sizeof key) &&
            fo__next_word(&text, ' ', word, sizeof word)) {
-        if (!fo__parse_double(word, &value) || !(value > -1e15 && value < 1e15 * 1e5))
+        if (!fo__parse_double(word, &value) || !fo__train_note_set(t, key, value))
             return fo__fail(fo, FO_ERR_FORMAT, "the checkpoint's training state has %s=%s", key,
                             word);
         if (strcmp(key, "seed") == 0)
             t->desc.seed = strtoull(word, NULL, 10);
-#define FO__READ(name, type, field)                                                                \
-    if (strcmp(key, #name) == 0 && (fabs(value) < 2e9 || sizeof t->field == 8))                    \
-        t->field = (type)value;
-        if (fabs(value) < 1e15) {
-            FO__TRAIN_STATE(FO__READ)
-        }
-#undef FO__READ
     }
-    if (*text || t->step < 0 || t->seen < 0 || t->skipped < 0 || t->skipped > t->step)
+    if (*text || t->skipped > t->step)
         return fo__fail(fo, FO_ERR_FORMAT, "the checkpoint's training state is damaged near "
                         "'%.40s'", text);
+    memset(&none, 0, sizeof none);
+    t->desc = fo__train_defaults(&none, &t->desc, 1); /* an older file has fewer settings */
     return fo__train_validate(fo, &t->desc);
 }
 
@@ -10399,8 +10966,10 @@ static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const 
     ema = fo__block_complete(flow->fo, archive, path, &block[4], 0);
     if (flow->fo->failed != FO_OK || (note && fo__train_note_read(flow->fo, &flow->train, note)))
         return flow->fo->failed;
-    if (!state || !note) /* weights without moments: the optimizer starts afresh */
+    if (!state || !note) { /* weights without moments: the optimizer starts afresh */
         flow->train.step = flow->train.seen = flow->train.skipped = state = 0;
+        flow->train.has_best = 0;
+    }
     for (i = 2; i < FO__SAVED_BLOCKS; i++)
         if (i < 4 ? state : ema) {
             *block[i].at = fo__reals(&flow->arena, n);
@@ -10601,16 +11170,14 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
 
 static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check_report *report) {
     const int64_t most = flow->size > 256 ? 8 : 32; /* the loss is made twice for each parameter */
-    int64_t       rows = FO__MIN(fo_data_count(data), most), r, n = flow->params.size;
+    int64_t       rows = FO__MIN(fo_data_count(data), most), n = flow->params.size;
     fo_workspace *ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
     fo_real      *grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
     double        loss = 0, largest = 0;
     int           i;
     if (ws && grad) {
         ws->data = data;
-        ws->rows = rows;
-        for (r = 0; r < rows; r++)
-            ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = r);
+        fo__fill(ws, 0, rows, 0);
         loss = fo__check_loss(ws);
         fo__train_backward(ws);
         memcpy(grad, ws->grads, (size_t)n * sizeof *grad);

@@ -1,9 +1,11 @@
-/* Your own op, st-network and mask: the same interface that the built-in ones use.
+/* Your own op, st-network and mask: the same interface that the built-in ones use. And a loss of
+   your own: a flow is trained together with a small network on its latents.
    Build: cc -O2 -I. examples/custom.c -lm */
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 /* ---- an op: y = x / (1 + |x|), "softsign" ---------------------------------------------------- */
 
@@ -51,6 +53,45 @@ static fo_state frame_mask(void *user, fo_shape shape, int phase, int c, int y, 
     return border == (phase % 2 == 0) ? FO_CONDITION : FO_CHANGE;
 }
 
+/* ---- a loss of one's own: the latents shall also tell where the square is -------------------- */
+
+/* Squared error of a linear guess of `want` from z, on a tape. */
+typedef struct head { fo_tape *tape; fo_tensor *z, *want, *loss; } head;
+
+static head make_head(fo_context *fo, int64_t rows, int64_t size) {
+    head    h;
+    int64_t dim[2] = {rows, size}, one[2] = {rows, 1};
+    h.tape = fo_tape_create(fo);
+    h.z    = fo_input(h.tape, 2, dim, 1); /* its gradient is wanted */
+    h.want = fo_input(h.tape, 2, one, 0);
+    fo_tensor *off = fo_sub(fo_net_linear(h.z, "guess", 1, 0), h.want);
+    h.loss = fo_mean(fo_mul(off, off), 0);
+    fo_output(h.loss);
+    fo_tape_plan(h.tape, 1);
+    return h;
+}
+
+static void train_with_head(fo_context *fo, fo_flow *flow, fo_data *data, fo_train_desc *desc) {
+    head            h  = make_head(fo, desc->batch, 64);
+    fo_trainer     *tr = fo_trainer_open(flow, data, desc);
+    fo_real         weight = 10; /* of this loss beside the mean of -log_prob */
+    const fo_batch *b;
+    while ((b = fo_trainer_forward(tr)) != NULL && !fo_failed(fo)) {
+        memcpy(h.z->data, b->z, (size_t)h.z->count * sizeof(fo_real));
+        for (int64_t r = 0; r < b->rows; r++)
+            h.want->data[r] = (fo_real)(b->sample[r] % 6) / 6;
+        fo_forward(h.tape);
+        fo_backward(h.tape, h.loss, &weight);
+        fo_trainer_backward(tr, NULL, h.z->grad);
+        fo_trainer_update(tr);
+        fo_tape_optimize(h.tape, NULL);
+    }
+    fo_trainer_close(tr);
+    if (!fo_failed(fo))
+        printf("squared error of the head: %.4f\n", (double)h.loss->data[0]);
+    fo_tape_free(h.tape);
+}
+
 int main(void) {
     fo_context   *fo       = fo_open(NULL);
     fo_shape      shape    = {1, 8, 8};
@@ -81,6 +122,8 @@ int main(void) {
     desc.batch    = 64;
     desc.progress = fo_progress_bar;
     fo_train(flow, data, &desc);
+    desc.steps = 400; /* and 100 more with the second loss */
+    train_with_head(fo, flow, data, &desc);
     if (fo_check(flow, data, &report) == FO_OK) /* is the new op's gradient right? */
         printf("%sround trip %.2g, gradient %.2g\n", fo_flow_text(flow), report.round_trip,
                report.gradient);

@@ -776,7 +776,7 @@ static void test_nan(void) {
     ws      = fo_workspace_create(fo, flow, 4);
     CHECK(fo_log_prob(ws, far_off, 0, 2, 0, lp) == FO_ERR_NUMERIC);
     CHECK(strstr(fo_error(fo), "sample 1") && strstr(fo_error(fo), "layer 0 (logit") &&
-          strstr(fo_error(fo), "channel 4"));
+          strstr(fo_error(fo), "column 4"));
     fo_close(fo);
 }
 

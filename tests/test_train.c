@@ -270,7 +270,10 @@ static void test_stops(void) {
         CHECK(w.last.last && w.last.step == fo_flow_steps(flow) && !w.grew);
         CHECK(w.last.step == 0 || (w.last.loss > 0 && w.last.rate > 0 && w.last.elapsed > 0));
         CHECK_NEAR(w.last.epoch, (double)w.last.step * 8 / 20, 1e-12);
-        CHECK_NEAR(w.last.bpd, w.last.loss / 16 / 0.69314718055994531, 1e-9);
+        if (ways[i].want)
+            CHECK_NEAR(w.last.bpd, w.last.loss / 16 / 0.69314718055994531, 1e-9);
+        else
+            CHECK(w.last.loss != w.last.loss && w.last.bpd != w.last.bpd);
         fo_close(fo);
     }
 }
@@ -545,7 +548,7 @@ static void test_presets(void) {
 static void test_bad_descs(void) {
     static const char *const say[] = {
         "batch=-1", "lr=-1", "lr=nan", "beta", "beta", "eps", "ema=1", "weight_decay=nan",
-        "warmup=-1", "optimizer", "schedule", "on_nan", "cosine", "step_every", "batch=2000000"};
+        "patience", "optimizer", "schedule", "on_nan", "cosine", "step_every", "batch=2000000"};
     int i;
     for (i = 0; i < COUNT(say); i++) {
         fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
@@ -562,7 +565,7 @@ static void test_bad_descs(void) {
         case 5: d.eps = -1; break;
         case 6: d.ema = 1; break;
         case 7: d.weight_decay = NAN; break;
-        case 8: d.warmup = -1; break;
+        case 8: d.patience = 2000000001; break;
         case 9: d.optimizer = (fo_optimizer)9; break;
         case 10: d.schedule = (fo_schedule)9; break;
         case 11: d.on_nan = (fo_on_nan)9; break;
@@ -591,7 +594,8 @@ static void test_bad_descs(void) {
         CHECK(fo_train(flow, make_data(fo, 20, shape_of(1, 2, 8)), NULL) == FO_ERR_SHAPE);
         CHECK(strstr(fo_error(fo), "1x2x8") && strstr(fo_error(fo), "1x4x4"));
         fo_clear_error(fo);
-        CHECK(fo_train(flow, data, NULL) == FO_OK && fo_flow_steps(flow) == 1); /* all defaults */
+        CHECK(fo_train(flow, data, NULL) == FO_OK); /* all defaults: an epoch in 4 steps */
+        CHECK(fo_flow_steps(flow) == 4 && fo_flow_train_desc(flow).batch == 5);
         fo_close(fo);
     }
 }
@@ -912,6 +916,550 @@ static void test_hostile(void) {
     remove(path);
 }
 
+/* ---- held-out data --------------------------------------------------------------------------- */
+
+static const char *const deep = "input 1x4x4\ndequantize\nlogit\nsqueeze\nactnorm\n"
+                                "2* coupling mask=channel:% net=resnet channels=4 blocks=1\n";
+
+/* What progress saw; one of these is the user pointer. */
+typedef struct diary {
+    fo_flow    *flow;
+    int         measured, since_best, improved; /* since_best: measurements since the best      */
+    int         calls, spin_at, stop_at, save_at; /* steps; 0: never. stop_at: at a best one    */
+    double      best;
+    int64_t     best_step;
+    fo_real     weights[4000];
+    const char *path;
+} diary;
+
+static int diary_gradients(void *user, fo_real *grad, int64_t count) {
+    diary *d     = (diary *)user;
+    double start = fo_clock();
+    (void)grad, (void)count;
+    while (++d->calls == d->spin_at && fo_clock() - start < 0.11)
+        d->calls--; /* long enough for a report after this step */
+    return 0;
+}
+
+static int diary_progress(void *user, const fo_progress *p) {
+    diary *d = (diary *)user;
+    if (d->path && d->save_at == p->step && !p->last)
+        CHECK(fo_save(d->flow, d->path) == FO_OK);
+    if (p->last || p->step % 5) {
+        CHECK(!p->improved || p->last);
+        return d->stop_at < 0 && p->step == -d->stop_at;
+    }
+    d->measured++, d->since_best++;
+    CHECK(p->held_out_bpd == p->held_out_bpd);
+    CHECK(p->improved == (d->best_step == 0 || p->held_out_bpd < d->best));
+    if (p->improved) {
+        d->improved++, d->since_best = 0;
+        d->best = p->held_out_bpd, d->best_step = p->step;
+        memcpy(d->weights, d->flow->values, BYTES(d->flow->params.size));
+        CHECK(fo_flow_held_out_bpd(d->flow) == p->held_out_bpd);
+    }
+    return d->stop_at > 0 && p->improved && p->step >= d->stop_at;
+}
+
+static fo_train_desc held_out_desc(diary *d, fo_flow *flow, const fo_data *held_out) {
+    fo_train_desc desc;
+    memset(&desc, 0, sizeof desc), memset(d, 0, sizeof *d);
+    d->flow = flow;
+    desc.steps = 400, desc.batch = 8, desc.lr = 0.02, desc.seed = 5;
+    desc.held_out = held_out, desc.held_out_every = 5, desc.patience = 4;
+    desc.progress = diary_progress, desc.gradients = diary_gradients, desc.user = d;
+    return desc;
+}
+
+/* Training ends with the best state of all that were measured, and says what it was worth. */
+static void test_held_out(void) {
+    int way;
+    for (way = 0; way < 3; way++) { /* by patience; by steps, measured at the end; without */
+        static diary  d;
+        fo_context   *fo    = open_with(5, FO_SIMD_AUTO, 1);
+        fo_flow      *flow  = fo_flow_parse(fo, way ? text : deep);
+        fo_data      *data  = make_data(fo, 24, shape_of(1, 4, 4));
+        fo_data      *other = fo_data_view(fo, pixels + 32 * 16, FO_U8, 17, shape_of(1, 4, 4));
+        fo_train_desc desc  = held_out_desc(&d, flow, other);
+        double        lp[17], bpd = 0;
+        int           i;
+        CHECK(fo_flow_held_out_bpd(flow) != fo_flow_held_out_bpd(flow));
+        if (way == 1)
+            desc.steps = 3, desc.patience = -1;
+        if (way == 2)
+            desc.held_out = NULL, desc.steps = 7;
+        CHECK(fo_train(flow, data, &desc) == FO_OK);
+        if (way == 2) {
+            CHECK(fo_flow_steps(flow) == 7);
+            CHECK(fo_flow_held_out_bpd(flow) != fo_flow_held_out_bpd(flow));
+            fo_close(fo);
+            continue;
+        }
+        CHECK(fo_log_prob(fo_workspace_create(fo, flow, 5), other, 0, 17, 0, lp) == FO_OK);
+        for (i = 0; i < 17; i++)
+            bpd += lp[i];
+        CHECK(fo_flow_held_out_bpd(flow) == fo_bpd(bpd / 17, shape_of(1, 4, 4)));
+        if (way == 0) {
+            CHECK(d.since_best == 4 && d.improved >= 1 && d.measured > 4);
+            CHECK(fo_flow_steps(flow) == d.best_step && fo_flow_held_out_bpd(flow) == d.best);
+            CHECK(memcmp(d.weights, flow->values, BYTES(flow->params.size)) == 0);
+            desc.held_out = NULL, desc.steps = fo_flow_steps(flow) + 1; /* other weights */
+            CHECK(fo_train(flow, data, &desc) == FO_OK);
+            CHECK(fo_flow_held_out_bpd(flow) != fo_flow_held_out_bpd(flow));
+        } else
+            CHECK(fo_flow_steps(flow) == 3);
+        desc.held_out = make_data(fo, 4, shape_of(1, 2, 8));
+        CHECK(fo_train(flow, data, &desc) == FO_ERR_SHAPE);
+        fo_close(fo);
+    }
+}
+
+/* Stopped at a best measurement, stopped elsewhere, or killed with only a file of the past left:
+   going on leaves the same file as the run that nobody disturbed. */
+static void test_held_out_resume(void) {
+    static char   bytes[2][100000];
+    static diary  d;
+    const char   *path = FILE_NAME("held"), *end = FILE_NAME("held_end");
+    int           ema, way;
+    for (ema = 0; ema < 2; ema++)
+        for (way = 0; way < 4; way++) {
+            fo_context   *fo    = open_with(5, FO_SIMD_AUTO, 1);
+            fo_flow      *flow  = fo_flow_parse(fo, deep);
+            fo_data      *data  = make_data(fo, 24, shape_of(1, 4, 4));
+            fo_data      *other = fo_data_view(fo, pixels + 32 * 16, FO_U8, 17, shape_of(1, 4, 4));
+            fo_train_desc desc  = held_out_desc(&d, flow, other), go_on;
+            long          n[2];
+            desc.ema  = ema ? 0.5 : 0;
+            d.stop_at = way == 1 ? 10 : way == 2 ? -13 : 0;
+            d.save_at = d.spin_at = way >= 2 ? 13 : 0;
+            d.path    = way == 3 ? path : NULL;
+            CHECK(fo_train(flow, data, &desc) == FO_OK);
+            if (way == 1 || way == 2)
+                CHECK(fo_save(flow, path) == FO_OK && fo_flow_steps(flow) == d.best_step);
+            if (way) {
+                fo_flow_free(flow);
+                flow = fo_load_flow(fo, path);
+                CHECK(flow != NULL && fo_flow_steps(flow) > 0 && fo_flow_steps(flow) % 5 == 0);
+                CHECK(fo_flow_held_out_bpd(flow) == fo_flow_held_out_bpd(flow));
+                go_on = held_out_desc(&d, flow, other);
+                memset(&desc, 0, sizeof desc); /* all the rest is as before */
+                desc.steps = go_on.steps, desc.held_out = other;
+                CHECK(fo_train(flow, data, &desc) == FO_OK);
+            }
+            CHECK(fo_save(flow, end) == FO_OK);
+            n[way > 0] = read_all(end, bytes[way > 0], sizeof bytes[0]);
+            if (way) {
+                n[0] = n[1];
+                CHECK(n[1] > 1000 && memcmp(bytes[0], bytes[1], (size_t)n[1]) == 0);
+            }
+            CHECK(fo_failed(fo) == FO_OK);
+            fo_close(fo);
+        }
+    remove(path), remove(end);
+}
+
+/* An epoch of a small table is more than one step; with negatives it is one of the data. */
+static void test_epochs(void) {
+    static fo_real rows[249 * 3];
+    fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow       *flow = fo_flow_preset(fo, "tabular", shape_of(3, 1, 1));
+    fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 249, shape_of(3, 1, 1));
+    fo_train_desc  d;
+    watch          w;
+    fo_random_normal(1, 1, 0, 249 * 3, rows);
+    memset(&d, 0, sizeof d);
+    d.epochs = 1;
+    CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 5); /* 62, not 1024 */
+    CHECK(fo_flow_train_desc(flow).batch == 62);
+    flow    = fo_flow_preset(fo, "tabular", shape_of(3, 1, 1));
+    d.batch = 200;
+    CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 2);
+    flow = fo_flow_parse(fo, text);
+    data = make_data(fo, 16, shape_of(1, 4, 4));
+    d    = plain(&w, 0, 8);
+    d.epochs = 1, d.negative = data;
+    CHECK(fo_train(flow, data, &d) == FO_OK && fo_flow_steps(flow) == 4);
+    CHECK_NEAR(w.last.epoch, 1, 1e-12);
+    fo_close(fo);
+}
+
+/* ---- settings -------------------------------------------------------------------------------- */
+
+/* Whatever a flow was trained with, every setting can be set back; files keep them all. */
+static void test_set_back(void) {
+    fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = fo_flow_parse(fo, text), *old;
+    fo_data      *data = make_data(fo, 20, fo_flow_shape(flow));
+    const char   *path = FILE_NAME("back"), *other = FILE_NAME("back_old");
+    fo_train_desc d, got;
+    fo_archive   *a;
+    fo_array      arrays[200];
+    fo_note       notes[2];
+    int           i, n;
+    memset(&d, 0, sizeof d);
+    d.steps = 1, d.batch = 4, d.optimizer = FO_RMSPROP, d.lr = 0.01, d.beta1 = 0.5, d.beta2 = 0.6;
+    d.eps = 1e-3, d.weight_decay = 0.1, d.clip = -1, d.schedule = FO_STEP, d.warmup = 3;
+    d.step_every = 9, d.step_factor = 0.3, d.ema = 0.8, d.on_nan = FO_NAN_SKIP, d.memory_mb = 1e-3;
+    d.negative_floor = -1, d.held_out = data, d.held_out_every = 7, d.patience = 2, d.seed = 99;
+    CHECK(fo_train(flow, data, &d) == FO_OK && fo_save(flow, path) == FO_OK);
+    old = fo_load_flow(fo, path);
+    got = fo_flow_train_desc(old);
+    CHECK(got.batch == 4 && got.optimizer == FO_RMSPROP && got.lr == 0.01 && got.beta1 == 0.5);
+    CHECK(got.beta2 == 0.6 && got.eps == 1e-3 && got.weight_decay == 0.1 && got.clip == -1);
+    CHECK(got.schedule == FO_STEP && got.warmup == 3 && got.step_every == 9 && got.ema == 0.8);
+    CHECK(got.step_factor == 0.3 && got.on_nan == FO_NAN_SKIP && got.memory_mb == 1e-3);
+    CHECK(got.negative_floor == -1 && got.held_out_every == 7 && got.patience == 2);
+    CHECK(got.seed == 99 && got.held_out == NULL && got.steps == 0 && got.epochs == 1);
+    memset(&d, 0, sizeof d);
+    d.steps = 2, d.batch = 128, d.optimizer = FO_ADAM, d.lr = 1e-3, d.beta1 = 0.9, d.eps = 1e-8;
+    d.weight_decay = -1, d.clip = 100, d.schedule = FO_CONSTANT, d.warmup = -1, d.step_every = -1;
+    d.step_factor = 0.1, d.ema = -1, d.on_nan = FO_NAN_STOP, d.memory_mb = -1, d.patience = -1;
+    d.negative_floor = 5, d.held_out_every = -1;
+    CHECK(fo_train(old, data, &d) == FO_OK);
+    got = fo_flow_train_desc(old);
+    CHECK(got.batch == 128 && got.optimizer == FO_ADAM && got.lr == 1e-3 && got.beta1 == 0.9);
+    CHECK(got.beta2 == 0.999 && got.eps == 1e-8 && got.weight_decay == 0 && got.clip == 100);
+    CHECK(got.schedule == FO_CONSTANT && got.warmup == 0 && got.step_every == 0 && got.ema == 0);
+    CHECK(got.step_factor == 0.1 && got.on_nan == FO_NAN_STOP && got.memory_mb == 0);
+    CHECK(got.negative_floor == 5 && got.held_out_every == 0 && got.patience == 0);
+    a = fo_archive_open(fo, path); /* kinds are written from 0 on, as they always were */
+    CHECK(strstr(fo_archive_note(a, "flowood.train"), " optimizer=2 ") != NULL);
+    for (i = n = 0; i < fo_archive_count(a); i++)
+        arrays[n++] = *fo_archive_at(a, i);
+    notes[0].key = "flowood.text", notes[0].text = fo_archive_note(a, "flowood.text");
+    notes[1].key = "flowood.train", notes[1].text = "seed=9 step=1 seen=4 skipped=0 batch=4 "
+        "optimizer=1 lr=0.01 beta1=0.9 beta2=0.99 eps=1e-8 weight_decay=0 clip=-1 schedule=0 "
+        "warmup=0 step_every=0 step_factor=0.1 ema=0.8 on_nan=1 memory_mb=0 negative_floor=600";
+    CHECK(fo_archive_save(fo, other, arrays, n, notes, 2) == FO_OK);
+    old = fo_load_flow(fo, other);
+    CHECK(old != NULL && fo_flow_steps(old) == 1);
+    got = fo_flow_train_desc(old);
+    CHECK(got.optimizer == FO_ADAMW && got.schedule == FO_CONSTANT && got.on_nan == FO_NAN_SKIP);
+    CHECK(got.clip == -1 && got.patience == 0 && got.seed == 9 && got.negative_floor == 600);
+    CHECK(fo_failed(fo) == FO_OK);
+    fo_close(fo);
+    remove(path), remove(other);
+}
+
+/* ---- a bad batch changes nothing ------------------------------------------------------------- */
+
+typedef struct picture { fo_real values[4000], buffers[100]; } picture;
+
+static void take(picture *p, const fo_flow *flow) {
+    memset(p, 0, sizeof *p);
+    memcpy(p->values, flow->values, BYTES(flow->params.size));
+    memcpy(p->buffers, flow->buffer_values, BYTES(flow->buffers.size));
+}
+
+static int finite_picture(const picture *p) {
+    int i, ok = 1;
+    for (i = 0; i < 4000; i++)
+        ok &= p->values[i] - p->values[i] == 0;
+    for (i = 0; i < 100; i++)
+        ok &= p->buffers[i] - p->buffers[i] == 0;
+    return ok;
+}
+
+static void test_bad_batch(void) {
+    static picture before, after;
+    static fo_real rows[8 * 16];
+    int            seed, poison, step, firsts = 0, i;
+    for (poison = 0; poison < 2; poison++) /* a bad sample; a bad gradient */
+        for (seed = 1; seed < 6; seed++) {
+            fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+            fo_flow      *flow = fo_flow_parse(fo, "input 1x4x4\nlogit\nsqueeze\nactnorm\n2* "
+                                 "coupling mask=channel:% net=resnet channels=4 blocks=1\n");
+            fo_data      *data = fo_data_view(fo, rows, REAL_TYPE, 8, shape_of(1, 4, 4));
+            watch         w;
+            fo_train_desc d    = plain(&w, 2, 4);
+            fo_random_uniform(4, 4, 0, 128, rows);
+            for (i = 0; i < 128; i++)
+                rows[i] = (fo_real)(0.2 + 0.6 * (double)rows[i]);
+            if (poison)
+                w.poison = 1;
+            else
+                rows[5 * 16 + 3] = 30;
+            d.on_nan = FO_NAN_SKIP, d.seed = (uint64_t)seed;
+            d.memory_mb = seed % 2 ? 1e-9 : 0; /* recomputed batch norms too */
+            CHECK(fo_params(flow, NULL) != NULL);
+            take(&before, flow);
+            d.steps = 1;
+            w.steps = 0;
+            if (fo_train(flow, data, &d) != FO_OK) { /* the first batch is the bad one */
+                firsts++;
+                CHECK(fo_failed(fo) == FO_ERR_NUMERIC && fo_flow_steps(flow) == 0);
+                fo_clear_error(fo);
+                take(&after, flow);
+                CHECK(memcmp(&before, &after, sizeof before) == 0);
+                w.calls = 0, d.steps = 2;
+                CHECK(fo_train(flow, data, &d) == FO_OK && w.last.skipped == 1);
+                take(&after, flow);
+                CHECK(finite_picture(&after));
+                CHECK(memcmp(before.buffers, after.buffers, sizeof before.buffers) != 0);
+            }
+            for (step = 3; step < 7; step++) {
+                int64_t skipped = flow->train.skipped;
+                take(&before, flow);
+                d.steps = step, w.calls = 0, w.poison = poison ? step % 2 : 0;
+                CHECK(fo_train(flow, data, &d) == FO_OK);
+                take(&after, flow);
+                CHECK(finite_picture(&after));
+                if (flow->train.skipped > skipped && step > 3) /* step 3 may be two */
+                    CHECK(memcmp(&before, &after, sizeof before) == 0);
+                if (flow->train.skipped == skipped)
+                    CHECK(memcmp(before.buffers, after.buffers, sizeof before.buffers) != 0);
+            }
+            CHECK(flow->train.skipped >= 2);
+            fo_close(fo);
+        }
+    CHECK(firsts > 5);
+}
+
+/* Data that cannot be learned from: the message says where they are, blames no learning rate, and
+   the flow is as it was. */
+static void test_bad_data(void) {
+    static const struct { const char *text; double value; const char *say[3]; } ways[] = {
+        {"input 3\n2* coupling mask=halves:% hidden=4", NAN, {"sample 3", "in the data", "nan"}},
+        {"input 3\nstandardize\n2* coupling mask=halves:% hidden=4", NAN,
+         {"sample 3", "column 1", "nan"}},
+        {"input 3\nactnorm\n2* coupling mask=halves:% hidden=4", HUGE_VAL,
+         {"sample 3", "column 1", "inf"}},
+        {"input 3\n2* coupling mask=halves:% hidden=4", 1e30, {"sample 3", IS_DOUBLE ? "1e+160" : "1e+30", "standardize"}},
+        {"input 3\n2* coupling mask=halves:% hidden=4", 1e200, {"sample 3", "1e+200", ""}},
+        {"input 3\nlogit\n2* coupling mask=halves:% hidden=4", 30,
+         {"sample 3", "column 1", "have 30"}}};
+    static picture before, after;
+    double         rows[8][3];
+    int            way, i;
+    for (way = 0; way < COUNT(ways); way++) {
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+        fo_flow      *flow = fo_flow_parse(fo, ways[way].text);
+        fo_data      *data = fo_data_view(fo, rows, FO_F64, 8, shape_of(3, 1, 1));
+        watch         w;
+        fo_train_desc d    = plain(&w, 3, 8);
+        fo_result     result;
+        for (i = 0; i < 24; i++)
+            rows[i / 3][i % 3] = 0.1 + i * 0.03;
+        rows[3][1] = IS_DOUBLE && way == 3 ? 1e160 : ways[way].value;
+        CHECK(fo_params(flow, NULL) != NULL);
+        take(&before, flow);
+        result = fo_train(flow, data, &d);
+        CHECK(result == FO_ERR_NUMERIC);
+        for (i = 0; i < 3; i++) {
+            if (!strstr(fo_error(fo), ways[way].say[i]))
+                printf("'%s' does not say '%s'\n", fo_error(fo), ways[way].say[i]);
+            CHECK(strstr(fo_error(fo), ways[way].say[i]) != NULL);
+        }
+        CHECK(strstr(fo_error(fo), "learning rate") == NULL);
+        take(&after, flow);
+        CHECK(memcmp(&before, &after, sizeof before) == 0 && fo_flow_steps(flow) == 0);
+        fo_close(fo);
+    }
+}
+
+/* Statistics stay where recalibration meets a bad sample. */
+static void test_bad_recalibration(void) {
+    static picture before, after;
+    static fo_real rows[8 * 16];
+    fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow       *flow = fo_flow_parse(fo, "input 1x4x4\n2* coupling mask=checkerboard:% "
+                                            "net=resnet channels=4 blocks=1\n");
+    fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 8, shape_of(1, 4, 4));
+    fo_random_normal(4, 4, 0, 128, rows);
+    CHECK(fo_recalibrate(flow, data, 8) == FO_OK);
+    take(&before, flow);
+    rows[77] = (fo_real)NAN;
+    CHECK(fo_recalibrate(flow, data, 8) == FO_ERR_NUMERIC);
+    take(&after, flow);
+    CHECK(memcmp(&before, &after, sizeof before) == 0);
+    fo_close(fo);
+}
+
+/* ---- steps of one's own ---------------------------------------------------------------------- */
+
+static void test_trainer_bits(void) {
+    static picture seen[3];
+    int            way, r;
+    for (way = 0; way < 3; way++) { /* fo_train; step by step; in parts, the loss spelled out */
+        fo_context     *fo   = open_with(5, FO_SIMD_AUTO, 1);
+        fo_flow        *flow = fo_flow_parse(fo, deep);
+        fo_data        *data = make_data(fo, 24, fo_flow_shape(flow));
+        watch           w;
+        fo_train_desc   d    = plain(&w, 12, 8);
+        fo_trainer     *tr   = way ? fo_trainer_open(flow, data, &d) : NULL;
+        const fo_batch *b;
+        double          dlog_prob[8];
+        w.fo = fo;
+        if (way == 0)
+            CHECK(fo_train(flow, data, &d) == FO_OK);
+        if (way == 1)
+            while (fo_trainer_step(tr)) {}
+        if (way == 2)
+            while ((b = fo_trainer_forward(tr)) != NULL) {
+                CHECK(b->rows == 8 && b->positive == 8 && b->sample[7] >= 0 && b->sample[7] < 24);
+                for (r = 0; r < 8; r++)
+                    dlog_prob[r] = -1.0 / 8;
+                CHECK(fo_trainer_update(tr) == FO_ERR_ARGUMENT);
+                fo_clear_error(fo);
+                CHECK(fo_trainer_backward(tr, dlog_prob, NULL) == FO_OK);
+                CHECK(fo_train(flow, data, &d) == FO_ERR_ARGUMENT); /* one trainer at a time */
+                fo_clear_error(fo);
+                CHECK(fo_trainer_update(tr) == FO_OK);
+            }
+        CHECK(way == 0 || fo_trainer_close(tr) == FO_OK);
+        CHECK(fo_flow_steps(flow) == 12 && w.last.last && (way == 2 || !w.grew));
+        take(&seen[way], flow);
+        fo_close(fo);
+    }
+    CHECK(memcmp(&seen[0], &seen[1], sizeof seen[0]) == 0);
+    CHECK(memcmp(&seen[0], &seen[2], sizeof seen[0]) == 0);
+    CHECK(fo_trainer_open(NULL, NULL, NULL) == NULL && fo_trainer_forward(NULL) == NULL);
+    CHECK(fo_trainer_close(NULL) != FO_OK && fo_trainer_step(NULL) == 0);
+}
+
+/* A loss of log_prob and latents: sum of 0.3 log_prob sin(r) + 0.1 z^3. */
+static double odd_loss(fo_workspace *ws, const fo_data *data) {
+    double  lp[5], sum = 0;
+    fo_real z[5 * 6];
+    int     i;
+    CHECK(fo_log_prob(ws, data, 0, 5, 0, lp) == FO_OK && fo_encode(ws, data, 0, 5, 0, z) == FO_OK);
+    for (i = 0; i < 5; i++)
+        sum += 0.3 * lp[i] * sin(1.0 + i);
+    for (i = 0; i < 30; i++)
+        sum += 0.1 * (double)z[i] * (double)z[i] * (double)z[i];
+    return sum;
+}
+
+static int keep_gradient(void *user, fo_real *grad, int64_t count) {
+    memcpy(user, grad, BYTES(count));
+    return 1; /* the step is not taken */
+}
+
+static void test_own_loss(void) {
+    static fo_real  grad[4000], rows[5 * 6];
+    fo_context     *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow        *flow = fo_flow_parse(fo, "input 6\n2* coupling mask=halves:% hidden=5 "
+                                             "act=tanh\nadditive mask=alternating:0 hidden=4 "
+                                             "act=tanh");
+    fo_data        *data = fo_data_view(fo, rows, REAL_TYPE, 5, shape_of(6, 1, 1));
+    fo_workspace   *ws   = fo_workspace_create(fo, flow, 5);
+    fo_train_desc   d;
+    fo_trainer     *tr;
+    const fo_batch *b;
+    double          dlog_prob[5], eps = IS_DOUBLE ? 1e-6 : 1e-2, worst = 0;
+    fo_real         dz[5 * 6], *values;
+    int64_t         n, i;
+    fo_random_normal(1, 1, 0, 30, rows);
+    CHECK(fo_params(flow, &n) != NULL);
+    values = flow->values;
+    for (i = 0; i < n; i++) /* not the identity it starts as */
+        values[i] += (fo_real)(0.3 * sin((double)i));
+    memset(&d, 0, sizeof d);
+    d.batch = 5, d.gradients = keep_gradient, d.user = grad;
+    tr = fo_trainer_open(flow, data, &d);
+    b  = fo_trainer_forward(tr);
+    CHECK(b != NULL && b->rows == 5);
+    if (b == NULL)
+        return;
+    for (i = 0; i < 30; i++)
+        dz[i] = (fo_real)(0.3 * (double)b->z[i] * (double)b->z[i]);
+    for (i = 0; i < 5; i++)
+        dlog_prob[i] = 0.3 * sin(1.0 + (double)b->sample[i]);
+    CHECK(fo_trainer_backward(tr, dlog_prob, dz) == FO_OK && fo_trainer_update(tr) == FO_OK);
+    CHECK(fo_trainer_forward(tr) == NULL && fo_trainer_close(tr) == FO_OK);
+    CHECK(fo_flow_steps(flow) == 0);
+    for (i = 0; i < n; i++) {
+        fo_real old = values[i];
+        double  up, down;
+        values[i] = old + (fo_real)eps;
+        up        = odd_loss(ws, data);
+        values[i] = old - (fo_real)eps;
+        down      = odd_loss(ws, data);
+        values[i] = old;
+        worst     = fmax(worst, fabs((up - down) / (2 * eps) - (double)grad[i]) /
+                                    (1 + fabs((double)grad[i])));
+    }
+    if (!(worst < (IS_DOUBLE ? 1e-7 : 2e-2)))
+        printf("own loss: gradient off by %g\n", worst);
+    CHECK(worst < (IS_DOUBLE ? 1e-7 : 2e-2));
+    fo_close(fo);
+}
+
+/* A line through points, on a tape; the step of an optimizer on any tape is the one of a flow. */
+static void test_tape_optimize(void) {
+    static const fo_optimizer kinds[] = {FO_ADAM, FO_ADAMW, FO_RMSPROP};
+    int64_t dim[2] = {16, 1}, cdim[2] = {1, 1}, bdim = 1;
+    int     k, i, step;
+    for (k = 0; k < COUNT(kinds); k++) {
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+        fo_tape      *tape = fo_tape_create(fo);
+        fo_tensor    *x    = fo_input(tape, 2, dim, 0), *y = fo_input(tape, 2, dim, 0);
+        fo_tensor    *w    = fo_param(tape, "w", 2, cdim, fo_init_of(FO_INIT_CONSTANT, 0));
+        fo_tensor    *b    = fo_param(tape, "b", 1, &bdim, fo_init_of(FO_INIT_CONSTANT, 0));
+        fo_tensor    *off  = fo_sub(fo_linear(x, w, b), y), *loss = fo_mean(fo_mul(off, off), 0);
+        fo_train_desc d;
+        fo_real       one = 1;
+        uint64_t      before = 0;
+        memset(&d, 0, sizeof d);
+        d.optimizer = kinds[k], d.lr = 0.05;
+        CHECK(fo_tape_optimize(tape, &d) == FO_ERR_ARGUMENT);
+        fo_clear_error(fo);
+        fo_output(loss);
+        CHECK(fo_tape_plan(tape, 1) == FO_OK);
+        for (step = 0; step < 600; step++) {
+            for (i = 0; i < 16; i++) {
+                x->data[i] = (fo_real)(i / 8.0 - 1);
+                y->data[i] = 3 * x->data[i] - 2;
+            }
+            CHECK(fo_forward(tape) == FO_OK && fo_backward(tape, loss, &one) == FO_OK);
+            if (step == 5) { /* a gradient that is not finite changes nothing */
+                fo_real keep = w->data[0];
+                w->grad[0] = (fo_real)NAN;
+                CHECK(fo_tape_optimize(tape, &d) == FO_ERR_NUMERIC && strstr(fo_error(fo), "of w"));
+                fo_clear_error(fo);
+                d.on_nan = FO_NAN_SKIP;
+                CHECK(fo_tape_optimize(tape, &d) == FO_OK && w->data[0] == keep);
+                CHECK(fo_backward(tape, loss, &one) == FO_OK);
+            }
+            d.lr = step < 300 ? 0.05 : 0.002;
+            CHECK(fo_tape_optimize(tape, &d) == FO_OK);
+            if (step == 0) { /* Adam's first step is lr */
+                CHECK(k == 2 || (fabs((double)w->data[0] - 0.05) < 1e-5 &&
+                                 fabs((double)b->data[0] + 0.05) < 1e-5));
+                before = fo_memory(fo).allocations;
+            }
+        }
+        CHECK(fabs((double)w->data[0] - 3) < 0.05 && fabs((double)b->data[0] + 2) < 0.05);
+        CHECK(before == fo_memory(fo).allocations);
+        d.schedule = FO_COSINE;
+        CHECK(fo_tape_optimize(tape, &d) == FO_ERR_ARGUMENT);
+        fo_close(fo);
+    }
+}
+
+/* Statistics that are deferred wait for the optimizer. */
+static void test_deferred(void) {
+    fo_context *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_tape    *tape = fo_tape_create(fo);
+    int64_t     dim[2] = {8, 2}, c = 2;
+    fo_init     one  = fo_init_of(FO_INIT_CONSTANT, 1), zero = fo_init_of(FO_INIT_CONSTANT, 0);
+    fo_tensor  *x    = fo_input(tape, 2, dim, 0), *mean = fo_buffer(tape, "mean", 1, &c, zero);
+    fo_tensor  *y    = fo_batch_norm(x, fo_param(tape, "w", 1, &c, one),
+                                     fo_param(tape, "b", 1, &c, zero), mean,
+                                     fo_buffer(tape, "var", 1, &c, one), fo_tape_norm(tape), 1, 0);
+    fo_real     grad[16];
+    int         i;
+    fo_output(y);
+    CHECK(fo_tape_plan(tape, 1) == FO_OK);
+    for (i = 0; i < 16; i++)
+        x->data[i] = (fo_real)i, grad[i] = (fo_real)(i % 3);
+    fo_tape_norm(tape)->mode = FO_NORM_TRAIN, fo_tape_norm(tape)->defer = 1;
+    CHECK(fo_forward(tape) == FO_OK && fo_backward(tape, y, grad) == FO_OK && mean->data[0] == 0);
+    CHECK(fo_tape_optimize(tape, NULL) == FO_OK);
+    CHECK_NEAR(mean->data[0], 0.7, 1e-6);
+    fo_close(fo);
+}
+
 /* ---- every allocation fails once ------------------------------------------------------------- */
 
 /* A whole small life. */
@@ -988,6 +1536,17 @@ int main(void) {
     test_given_weights();
     test_foreign_weights();
     test_hostile();
+    test_held_out();
+    test_held_out_resume();
+    test_epochs();
+    test_set_back();
+    test_bad_batch();
+    test_bad_data();
+    test_bad_recalibration();
+    test_trainer_bits();
+    test_own_loss();
+    test_tape_optimize();
+    test_deferred();
     test_every_allocation(life, FILE_NAME("life"));
     return test_end();
 }
