@@ -344,7 +344,7 @@ struct fo_tensor {
     fo_tensor  **in;
     int          n_in;
     const void  *args;         /* the op's own constants, copied by fo_apply              */
-    unsigned     overwrite;    /* in backward, bit i: in[i]->grad holds nothing yet: set it */
+    unsigned     overwrite;    /* in backward, bit i < 32: in[i]->grad holds nothing: set it */
     int64_t      scratch_size; /* shape() may ask for this many numbers of scratch        */
     fo_real     *scratch;      /* they are here while the op runs, with any content       */
 };
@@ -4955,6 +4955,10 @@ typedef struct fo__op_call {
     void (*run)(const fo_tensor *out, int64_t begin, int64_t end);
 } fo__op_call;
 
+/* An op may have more inputs than a mask has bits: the gradients of the others begin as zeros. */
+#define FO__BITS 32
+static int fo__bit(unsigned mask, int k) { return k < FO__BITS && (mask >> k & 1); }
+
 /* In pieces that stay in the first cache, where gradients begin as zeros. */
 static void fo__op_range(void *arg, int64_t begin, int64_t end) {
     const fo__op_call *call = (const fo__op_call *)arg;
@@ -4965,7 +4969,7 @@ static void fo__op_range(void *arg, int64_t begin, int64_t end) {
     for (; begin < end; begin += n) {
         n = FO__MIN(most, end - begin);
         for (k = 0; k < call->out->n_in; k++)
-            if (zero >> k & 1)
+            if (fo__bit(zero, k))
                 memset(call->out->in[k]->grad + begin, 0, (size_t)n * sizeof(fo_real));
         call->run(call->out, begin, begin + n);
     }
@@ -5023,9 +5027,10 @@ static void fo__open_gradients(fo_tensor *t) {
         fo__plan_of(root)->written = 1;
         for (twice = 0, j = k + 1; j < t->n_in; j++) /* set by one use, it would lose the other */
             twice |= fo__plan_of(t->in[j])->grad_of == root;
-        if ((t->op->flags & FO_OVERWRITES) && !twice)
+        if ((t->op->flags & FO_OVERWRITES) && !twice && k < FO__BITS)
             t->overwrite |= 1u << k;
-        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count && !twice)
+        else if ((t->op->flags & FO_ELEMENTWISE) && in->count == t->count && !twice &&
+                 k < FO__BITS)
             p->zero |= 1u << k; /* by whoever runs the range */
         else
             memset(in->grad, 0, (size_t)in->count * sizeof *in->grad);

@@ -759,7 +759,67 @@ static void test_inits(void) {
     fo_close(fo);
 }
 
+/* The sum of any number of inputs, which sets or adds to their gradients. */
+static fo_result total_shape(fo_tensor *out) {
+    out->rank   = 1;
+    out->dim[0] = out->in[0]->dim[0];
+    return FO_OK;
+}
+
+static void total_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    int64_t i;
+    int     k;
+    for (i = begin; i < end; i++)
+        for (out->data[i] = 0, k = 0; k < out->n_in; k++)
+            out->data[i] += out->in[k]->data[i];
+}
+
+static void total_backward(const fo_tensor *out, int64_t begin, int64_t end) {
+    int64_t i;
+    int     k;
+    for (k = 0; k < out->n_in; k++)
+        for (i = begin; i < end; i++)
+            out->in[k]->grad[i] = out->grad[i] + (k < 32 && (out->overwrite >> k & 1)
+                                                  ? 0 : out->in[k]->grad[i]);
+}
+
+/* More inputs than the masks of gradients have bits. */
+static void test_many_inputs(void) {
+    enum { INPUTS = 70, N = 5 };
+    static const int flags[3] = {0, FO_ELEMENTWISE, FO_OVERWRITES};
+    const int64_t    dim[1] = {N};
+    int              which, k, run, i, wrong = 0;
+    for (which = 0; which < 3; which++) {
+        const fo_op op   = {"total", flags[which], total_shape, total_forward, total_backward};
+        fo_context *fo   = open_with(0, FO_SIMD_AUTO, 1);
+        fo_tape    *tape = fo_tape_create(fo);
+        fo_tensor  *in[INPUTS], *out;
+        fo_real     ones[N] = {1, 1, 1, 1, 1};
+        for (k = 0; k < INPUTS; k++)
+            in[k] = fo_input(tape, 1, dim, 1);
+        out = fo_apply(tape, &op, in, INPUTS, NULL, 0);
+        fo_output(out);
+        CHECK(fo_tape_plan(tape, 1) == FO_OK);
+        for (run = 0; run < 2; run++) {
+            for (k = 0; k < INPUTS; k++)
+                for (i = 0; i < N; i++)
+                    in[k]->data[i] = 1;
+            CHECK(fo_forward(tape) == FO_OK && (double)out->data[N - 1] == INPUTS);
+            for (k = 0; k < INPUTS; k++) /* what a gradient held before must not be added to */
+                for (i = 0; i < N; i++)
+                    in[k]->grad[i] = in[k]->grad == out->grad ? 1 : 7;
+            CHECK(fo_backward(tape, out, ones) == FO_OK);
+            for (k = 0; k < INPUTS; k++)
+                for (i = 0; i < N; i++)
+                    wrong += (double)in[k]->grad[i] != 1;
+        }
+        fo_close(fo);
+    }
+    CHECK(wrong == 0);
+}
+
 int main(void) {
+    test_many_inputs();
     test_golden();
     test_slopes();
     test_planner();
