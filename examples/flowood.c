@@ -888,6 +888,8 @@ static int info(void *options_read) {
                "lr %g, ema %g, seed %llu\n", fo_flow_text(flow), (long long)count,
                fo_param_count(flow), (double)count * sizeof(fo_real) / 1e6,
                (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
+        if (fo_flow_held_out_bpd(flow) == fo_flow_held_out_bpd(flow))
+            printf("# held-out bpd %.4f\n", fo_flow_held_out_bpd(flow));
     }
     return close_context(fo, CLI_OK);
 }

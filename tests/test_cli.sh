@@ -76,6 +76,7 @@ cmp -s a.npy c.npy && ok || bad "an exported model scores differently"
 refuses 2 "is also --model" "$tool" export weights.st --out weights.st
 works version "$tool" --version
 works info "$tool" info --model whole.st
+grep -q '^# held-out bpd [0-9]' log && ok || bad "no held-out bpd: $(tail -n 1 log)"
 grep -v '^#' log > spec.txt
 works "spec" "$tool" train --data $train --spec spec.txt --steps 1 --out spec.st
 works presets "$tool" presets
@@ -95,6 +96,20 @@ works "cosine with evaluation" "$tool" train --data $train --spec small --steps 
 works "more than 10000 samples" "$tool" sample --model spec.st --n 10001 --threads 1 --out many.npy
 grep -aq "'shape': (10001, 1, 28, 28)" many.npy && ok || bad "10001 samples expected"
 rm -f many.npy
+
+# held-out samples: the last ones, never trained on, measured, the best state kept
+works "no held-out samples" "$tool" train --data $train --spec small --steps 20 --limit 540 --holdout 0 --seed 1 --out all.st
+works "held-out samples" "$tool" train --data $train --spec small --steps 20 --holdout 60 --seed 1 --log h.csv --out held.st
+works "held-out samples by default" "$tool" train --data $train --spec small --steps 20 --seed 1 --out default.st
+"$tool" score --model all.st --data $in --out all.npy
+"$tool" score --model held.st --data $in --out held.npy
+cmp -s all.npy held.npy && ok || bad "held-out samples change what is trained"
+cmp -s held.st default.st && ok || bad "a tenth is not the default"
+tail -n 1 h.csv | grep -qE '^20,([^,]+,){5}[0-9.]+,$' && ok || bad "held-out log: $(tail -n 1 h.csv)"
+works "patience" "$tool" train --data $train --spec small --steps 2000 --limit 40 --lr 0.05 --patience 2 --log p.csv --out p.st
+[ "$(sed 1d p.csv | cut -d , -f 1 | sort -n | tail -n 1)" -lt 2000 ] && grep -q "kept is the best" log && ok || bad "patience: $(cat log)"
+best=$(cut -d , -f 7 p.csv | grep '[0-9]' | sort -n | head -n 1)
+"$tool" info p.st | awk -v best="$best" '/^# held-out bpd/ { d = $4 - best; exit !(d * d < 1e-6) }' && ok || bad "not the best: $best"
 
 # a good model is replaced only by a trained one, and stays whole
 cp whole.st good.st
