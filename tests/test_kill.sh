@@ -38,6 +38,11 @@ while [ $i -lt "$kills" ]; do
     pid=$!
     if [ $((i % 2)) = 0 ]; then
         in_a_save $pid || bad "training ended: $(cat err)"
+        # now and then a save is done before the kill, so that the model gets further
+        if [ $((i % 4)) = 0 ]; then
+            sleep 0.7
+            in_a_save $pid || bad "training ended: $(cat err)"
+        fi
     else
         sleep "$(random | awk '{print 0.2 + $1 / 65536 * 2}')"
     fi
