@@ -735,7 +735,7 @@ typedef struct fo_pass {
     uint64_t      seed;      /* noise of row r: numbers 0, 1, ... of stream[r] under this seed, */
     const uint64_t *stream;
     int           middle;    /* or none at all: take the middle */
-    int           any_values; /* x is no sample but near one (fo_check): refuse no value */
+    int           any_values; /* refuse none: x holds bytes, or is only near a sample (fo_check) */
     const int64_t *sample;   /* which sample sits in each row, for messages */
 } fo_pass;
 
@@ -772,7 +772,9 @@ FO_API int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, cons
                                fo_init init);
 FO_API void   *fo_layer_alloc(fo_layer *layer, size_t size);
 
-/* =========================================================================================   ============================================================================================= */
+/* ================================================================================================
+   >>api-train     one call that trains; everything it needs to go on is part of the flow
+   ============================================================================================= */
 /* In all three 0 is "as before". */
 typedef enum fo_optimizer { FO_ADAM = 1, FO_ADAMW, FO_RMSPROP } fo_optimizer;
 typedef enum fo_schedule { FO_CONSTANT = 1, FO_COSINE, FO_STEP } fo_schedule;
@@ -6421,8 +6423,13 @@ fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *ru
     fo_tensor    *in[5];
     fo__norm_args args;
     in[0] = x, in[1] = w, in[2] = b, in[3] = running_mean, in[4] = running_var;
-    if (x == NULL || w == NULL || b == NULL || how == NULL || x->rank < 2)
+    if (x == NULL || w == NULL || b == NULL || running_mean == NULL || running_var == NULL)
         return NULL;
+    if (how == NULL || x->rank < 2) {
+        fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "fo_batch_norm: x[B,C,...] and a fo_norm are "
+                 "needed; x is of rank %d", x->rank);
+        return NULL;
+    }
     memset(&args, 0, sizeof args);
     args.how     = how;
     args.factor  = factor;
@@ -7234,7 +7241,7 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
     static const char symbol[] = "o#.";
     size_t            at = 0;
     int               c, y, x;
-    for (y = 0; y < shape.h; y++)
+    for (y = map ? 0 : shape.h; y < shape.h; y++)
         for (c = 0; c < shape.c; c++)
             for (x = 0; x <= shape.w; x++, at++) {
                 char s = x < shape.w ? symbol[map[(c * shape.h + y) * shape.w + x] % 3]
@@ -7365,15 +7372,20 @@ static fo_result fo__dequantize_shape(fo_layer *layer) {
     return FO_OK;
 }
 
-/* Are these all whole numbers from 0 to 255? NaN is left to those who look for it. */
+/* Are these all whole numbers from 0 to 255? Adding and taking off a number whose neighbours are 1
+   apart rounds. NaN is left to those who look for it. */
 static int fo__are_pixels(const fo_real *x, int64_t n) {
-    int64_t i;
-    int     bad = 0;
+    const fo_real big = sizeof(fo_real) == 8 ? (fo_real)4503599627370496.0 : (fo_real)8388608;
+    fo_real       off = 0; /* of all: compilers make vectors of this */
+    int64_t       i;
     for (i = 0; i < n; i++) {
-        fo_real whole = (fo_real)(int)(x[i] > 255 ? 256 : x[i] >= 0 ? x[i] : -1);
-        bad |= whole > 255 || x[i] < 0 || (x[i] <= 255 && x[i] > whole);
+        fo_real whole = x[i] + big, d;
+        whole -= big;
+        d = whole < x[i] ? x[i] - whole : whole - x[i];
+        d = x[i] < 0 || x[i] > 255 ? 1 : d;
+        off = d > off ? d : off;
     }
-    return !bad;
+    return !(off > 0);
 }
 
 /* Anything else is not what the noise was made for: log_prob would mean nothing. */
@@ -8468,7 +8480,7 @@ static int64_t fo__layer_block(fo_layer *layer, fo__params *params, const char *
     fo__param *p;
     char       full[96];
     int        i;
-    if (layer->flow->ready || name == NULL || rank < 1 || rank > FO_MAX_RANK) {
+    if (layer->flow->ready || name == NULL || dim == NULL || rank < 1 || rank > FO_MAX_RANK) {
         fo__fail(layer->fo, FO_ERR_ARGUMENT, "layer %d (%s): parameters of 1 to %d dimensions can "
                  "be asked for in the hook `shape`", layer->index, layer->kind->name, FO_MAX_RANK);
         return -1;
@@ -8582,6 +8594,20 @@ typedef struct fo__new_layer {
     fo_net               net;
 } fo__new_layer;
 
+/* A layer that moves elements moves each of them once. */
+static fo_result fo__from_check(const fo_layer *layer) {
+    unsigned char *seen = (unsigned char *)fo__alloc(layer->fo, (size_t)layer->width);
+    int64_t        i;
+    for (i = 0; i < layer->width && seen; i++)
+        if (layer->from[i] < 0 || layer->from[i] >= layer->width || seen[layer->from[i]]++) {
+            fo__fail(layer->fo, FO_ERR_ARGUMENT, "layer %s: from[%lld] = %d is no place, or one "
+                     "that was moved before", layer->kind->name, (long long)i, layer->from[i]);
+            break;
+        }
+    fo__free(layer->fo, seen);
+    return layer->fo->failed;
+}
+
 /* What comes before what, and the layer's own checks. */
 static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_layer *new_layer) {
     const fo_layer_kind *kind = layer->see.kind;
@@ -8611,6 +8637,8 @@ static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_
                         "make more of it", kind->name, layer->see.out.c, layer->see.out.h,
                         layer->see.out.w, layer->see.shape.c, layer->see.shape.h,
                         layer->see.shape.w);
+    if (layer->see.from && fo__from_check(&layer->see) != FO_OK)
+        return flow->fo->failed;
     if (kind->measure && (layer->measured = fo_layer_buffer(&layer->see, "measured", 1, &one,
                                                             fo_init_of(FO_INIT_CONSTANT, 0))) < 0)
         return flow->fo->failed;
@@ -8660,8 +8688,6 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: an earlier layer of this flow could not be "
                         "added", new_layer->kind->name);
     flow->broken = 1; /* until everything below has worked */
-    if (fo__charge(flow, flow->size + FO__LAYER_COST) != FO_OK)
-        return FO_ERR_FORMAT;
     if (fo__charge(flow, flow->size + FO__LAYER_COST) != FO_OK)
         return FO_ERR_FORMAT;
     layers = (fo__layer *)fo__grow(&flow->arena, flow->layers, flow->n_layers, &flow->room,
@@ -8780,15 +8806,15 @@ fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
 
 typedef struct fo__line { /* one line of a flow's text, taken apart */
     fo_context *fo;
-    int         number;
     char        where[40];     /* "flow text, line 3" */
     char        settings[512]; /* of a layer, but for mask and net */
+    char       *copy;          /* of the line, to be taken apart */
+    size_t      room;
     fo__limits *limits;        /* of the flow, or NULL */
 } fo__line;
 
 static void fo__line_at(fo__line *line, fo_context *fo, int number) {
     line->fo     = fo;
-    line->number = number;
     line->limits = NULL;
     snprintf(line->where, sizeof line->where, "flow text, line %d", number);
 }
@@ -8871,21 +8897,18 @@ static fo_result fo__parse_layer(fo__line *line, fo_flow *flow, char *text) {
     return fo__add_layer(flow, &layer);
 }
 
-/* Layers apart by ;, of which `count` may be repeated: % is the number of the repetition. */
+/* Layers apart by ;, in which % is the number of the repetition; room for a copy is in the line. */
 static fo_result fo__parse_layers(fo__line *line, fo_flow *flow, const char *text, size_t length,
                                   int repeat) {
-    const size_t room = 2 * length + 1024;
-    char        *copy = (char *)fo__arena_alloc(&flow->arena, room), *part, *rest;
-    size_t       j, at;
-    if (copy == NULL)
-        return FO_ERR_MEMORY;
-    for (j = at = 0; j < length && at + 12 < room; j++)
+    char  *part, *rest;
+    size_t j, at;
+    for (j = at = 0; j < length && at + 12 < line->room; j++)
         if (text[j] == '%')
-            at += (size_t)snprintf(copy + at, 12, "%d", repeat);
+            at += (size_t)snprintf(line->copy + at, 12, "%d", repeat);
         else
-            copy[at++] = text[j];
-    copy[at] = 0;
-    for (part = copy; part; part = rest) {
+            line->copy[at++] = text[j];
+    line->copy[at] = 0;
+    for (part = line->copy; part; part = rest) {
         rest = strchr(part, ';');
         if (rest)
             *rest++ = 0;
@@ -8895,34 +8918,48 @@ static fo_result fo__parse_layers(fo__line *line, fo_flow *flow, const char *tex
     return FO_OK;
 }
 
+/* Where a repeat count begins that stands before a layer, behind blanks; `length` if nowhere. */
+static size_t fo__find_repeat(const char *text, size_t length) {
+    const char *semicolon = text;
+    size_t      at, digits;
+    for (at = 0; at < length; at = (size_t)(semicolon - text) + 1) {
+        at += strspn(text + at, " \t\r");
+        digits = strspn(text + at, "0123456789");
+        if (digits && at + digits < length && text[at + digits] == '*')
+            return at;
+        semicolon = at < length ? (const char *)memchr(text + at, ';', length - at) : NULL;
+        if (semicolon == NULL)
+            break;
+    }
+    return length;
+}
+
 /* A line without its comment: layers apart by ;. N* repeats all that follows it. */
 static fo_result fo__parse_line(fo__line *line, fo_flow *flow, const char *text, size_t length) {
-    const char *part;
-    size_t      begin = 0, digits, i;
-    int         times = 1, k, parsed = 1;
-    char        count[12];
-    for (i = 0; i < length; i = begin) { /* the part with a repeat count, if there is one */
-        begin = i + strspn(text + i, " \t\r");
-        digits = strspn(text + begin, "0123456789");
-        if (digits && begin + digits < length && text[begin + digits] == '*') {
-            snprintf(count, sizeof count, "%.*s", (int)FO__MIN(digits, 11), text + begin);
-            parsed = fo__parse_int(count, &times) && times >= 1 && times <= 1000;
-            if (!parsed)
-                return fo__line_fail(line, "a repeat count must be 1 to 1000, not", count);
-            if (i && fo__parse_layers(line, flow, text, i - 1, 0) != FO_OK)
-                return line->fo->failed;
-            begin += digits + 1;
-            break;
-        }
-        part  = (const char *)memchr(text + i, ';', length - i);
-        begin = part ? (size_t)(part - text) + 1 : length;
-    }
-    if (i >= length)
-        begin = 0;
-    if (fo__charge(flow, times * (int64_t)(length - begin)) != FO_OK)
+    size_t at = fo__find_repeat(text, length), used, semicolon = at;
+    int    times = 1, k;
+    char   count[12];
+    line->room = 2 * length + 1024;
+    line->copy = (char *)fo__arena_alloc(&flow->arena, line->room);
+    if (line->copy == NULL)
+        return FO_ERR_MEMORY;
+    if (at == length)
+        return fo__parse_layers(line, flow, text, length, 0);
+    used = strcspn(text + at, "*");
+    snprintf(count, sizeof count, "%.*s", (int)FO__MIN(used, 11), text + at);
+    if (!fo__parse_int(count, &times) || times < 1 || times > 1000)
+        return fo__line_fail(line, "a repeat count must be 1 to 1000, not", count);
+    while (semicolon > 0 && text[semicolon] != ';')
+        semicolon--;
+    if (semicolon && fo__parse_layers(line, flow, text, semicolon, 0) != FO_OK)
+        return line->fo->failed;
+    at += used + 1;
+    if (fo__find_repeat(text + at, length - at) < length - at)
+        return fo__line_fail(line, "a line has room for one repeat count, not for two:", count);
+    if (fo__charge(flow, times * (int64_t)(length - at)) != FO_OK)
         return FO_ERR_FORMAT;
     for (k = 0; k < times; k++)
-        if (fo__parse_layers(line, flow, text + begin, length - begin, k) != FO_OK)
+        if (fo__parse_layers(line, flow, text + at, length - at, k) != FO_OK)
             return line->fo->failed;
     return FO_OK;
 }
@@ -9196,7 +9233,8 @@ static fo_pass *fo__pass_open(fo_workspace *ws, int layer, fo_direction directio
     p->values     = ws->values;
     p->seed       = ws->seed;
     p->middle     = ws->middle;
-    p->any_values = ws->any_values;
+    p->any_values = ws->any_values || (ws->data && fo_data_dtype(ws->data) == FO_U8 &&
+                                       ws->negative == NULL); /* bytes are whole numbers */
     if (direction != FO_BACKWARD)
         memset(p->logdet, 0, (size_t)ws->rows * sizeof *p->logdet);
     return p;
