@@ -788,7 +788,7 @@ static void test_many_inputs(void) {
     enum { INPUTS = 70, N = 5 };
     static const int flags[3] = {0, FO_ELEMENTWISE, FO_OVERWRITES};
     const int64_t    dim[1] = {N};
-    int              which, k, run, i, wrong = 0;
+    int              which, k, step, i, wrong = 0;
     for (which = 0; which < 3; which++) {
         const fo_op op   = {"total", flags[which], total_shape, total_forward, total_backward};
         fo_context *fo   = open_with(0, FO_SIMD_AUTO, 1);
@@ -800,7 +800,7 @@ static void test_many_inputs(void) {
         out = fo_apply(tape, &op, in, INPUTS, NULL, 0);
         fo_output(out);
         CHECK(fo_tape_plan(tape, 1) == FO_OK);
-        for (run = 0; run < 2; run++) {
+        for (step = 0; step < 2; step++) {
             for (k = 0; k < INPUTS; k++)
                 for (i = 0; i < N; i++)
                     in[k]->data[i] = 1;
