@@ -49,7 +49,7 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(patience, "--patience", WHOLE, "train", "N", 1, 0, 1e9,                                      \
       "stop after N measurements without a better one; default 0: do not")                         \
     X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \
-      "save the best so far while training; default 5, fractions are fine; 0: at the end only")                    \
+      "save the best so far while training; default 5, fractions are fine; 0: at the end only")    \
     X(log, "--log", OUTPUT, "train", "FILE.csv", 1, 0, 0,                                          \
       "a table of the run: step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc; --resume"       \
       " appends to it")                                                                            \
@@ -58,8 +58,8 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(eval_ood, "--eval-ood", INPUT, "train", "FILE", 1, 0, 0, "samples that do not belong")       \
     X(memory, "--memory", WHOLE, "train", "MB", 1, 0, MB_MAX,                                      \
       "train in less memory, slower, to the same bits")                                            \
-    X(model, "--model", INPUT, "eval! score! encode! sample! export! check! info!", "MODEL", 1,     \
-      0, 0,                                                                                        \
+    X(model, "--model", INPUT, "eval! score! encode! sample! export! check! info!", "MODEL",       \
+      1, 0, 0,                                                                                     \
       "a trained flow; the option's name may be left out")                                         \
     X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
     X(ood, "--ood", INPUT, "eval!", "FILE", CLI_MANY, 0, 0, "samples that are not")                \
@@ -120,12 +120,12 @@ static fo_context *open_context(const options *o) {
     return fo_open(&desc);
 }
 
-/* The one way out: the library's error, if any, in one line. */
+/* The one way out: the library's error, if any, in one line; CLI_USAGE: an option is to blame. */
 static int close_context(fo_context *fo, int status) {
     if (fo == NULL)
         return cli_fail("out of memory");
     if (fo_failed(fo))
-        status = cli_fail("%s", fo_error(fo));
+        status = status == CLI_USAGE ? cli_usage("%s", fo_error(fo)) : cli_fail("%s", fo_error(fo));
     fo_close(fo);
     return status;
 }
@@ -273,6 +273,7 @@ typedef struct run {
     FILE          *log;
     int64_t        before, reached;  /* steps when this run began, and at most           */
     int            shown, improved;  /* a line was shown; better than the last save      */
+    int            usage;            /* what failed is the value of an option            */
     double         held_out_bpd;     /* the last measurement                             */
     int64_t        evaluated;        /* the step of the last line of metrics             */
     double         epoch;            /* and its whole epochs                             */
@@ -418,8 +419,8 @@ static int check_range(fo_context *fo, const fo_flow *flow, const fo_data *data,
         for (k = 0; k < size && good; k++)
             good = x[k] >= 0 && x[k] <= 1;
         if (!good)
-            fo_fail(fo, FO_ERR_ARGUMENT, "%s: sample %lld has the value %g, logit takes 0 to 1: add "
-                    "dequantize before logit for grey levels, or scale the data", path,
+            fo_fail(fo, FO_ERR_ARGUMENT, "%s: sample %lld has the value %g, logit takes 0 to 1: "
+                    "add dequantize before logit for grey levels, or scale the data", path,
                     (long long)i, (double)x[k - 1]);
     }
     free(x);
@@ -487,6 +488,7 @@ static void hold_out(run *r) {
     int64_t           n = fo_data_count(r->data), k = n / 10 < 5000 ? n / 10 : 5000;
     if (asked->given)
         k = asked->number < (double)n ? (int64_t)asked->number : n;
+    r->usage |= k == n && n > 0;
     if (k == n && n > 0)
         fo_fail(r->fo, FO_ERR_ARGUMENT, "--holdout %s: nothing of the %lld samples of %s is left "
                 "to train on", asked->text, (long long)n, r->o->data.text);
@@ -507,6 +509,7 @@ static void open_run(run *r, const options *o) {
     r->fo   = open_context(o);
     r->data = load(r->fo, o->data.text, o->limit.number);
     r->flow = r->data ? make_flow(r->fo, o, r->data) : NULL;
+    r->usage = o->preset.given && fo_failed(r->fo) == FO_ERR_ARGUMENT; /* as in mlp-cycle:x */
     if (r->flow && (o->resume.given || o->spec.given)) {
         fo_data_free(r->data);
         r->data = load_for(r->fo, r->flow, o->resume.given ? model : o->spec.text, o->data.text,
@@ -580,7 +583,7 @@ static int train(void *options_read) {
         fo_train(r.flow, r.train, &desc);
     }
     end_train(&r);
-    return close_context(r.fo, CLI_OK);
+    return close_context(r.fo, r.usage ? CLI_USAGE : CLI_OK);
 }
 
 /* ---- eval, score, encode --------------------------------------------------------------------- */
@@ -812,7 +815,7 @@ static int sample(void *options_read) {
     return close_context(fo, CLI_OK);
 }
 
-/* ---- check, export, info, presets ------------------------------------------------------------- */
+/* ---- check, export, info, presets ------------------------------------------------------------ */
 
 /* Without data: noise images, or normal vectors. */
 static fo_data *any_data(fo_context *fo, fo_shape s, void **values) {

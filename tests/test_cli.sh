@@ -115,7 +115,7 @@ best=$(cut -d , -f 7 p.csv | grep '[0-9]' | sort -n | head -n 1)
 cp whole.st good.st
 same() { cmp -s whole.st good.st && ok || { bad "$1 changed a good model"; cp whole.st good.st; }; }
 "$tool" score --model whole.st --data $in --limit 30 --score latent --score likelihood --out v.npy
-refuses 1 "nothing of the 600 samples" "$tool" train --data $train --holdout 600 --out good.st; same "a wrong holdout"
+refuses 2 "nothing of the 600 samples" "$tool" train --data $train --holdout 600 --out good.st; same "a wrong holdout"
 refuses 2 "from 1e-12 to 10" "$tool" train --data $train --lr 1e9 --out good.st; same "a wrong rate"
 refuses 1 "v.npy" "$tool" train --data $train --eval-in $in --eval-ood v.npy --out good.st; same "a wrong shape"
 refuses 1 "v.npy" "$tool" train --data $train --negative v.npy --out good.st; same "a wrong shape"
@@ -165,6 +165,8 @@ refuses 2 "one of them" "$tool" train --data $train --preset mlp-cycle --spec sp
 refuses 2 "contradicts" "$tool" train --data $train --resume half.st --seed 4 --out o
 refuses 2 "both or none" "$tool" train --data $train --eval-in $in --out o
 refuses 2 "flowood presets" "$tool" train --data $train --preset nope --out o
+refuses 2 "whole number" "$tool" train --data $train --preset mlp-cycle:2x --out o
+refuses 2 "no bottleneck" "$tool" train --data $train --preset realnvp-tiny:4 --out o
 refuses 2 "did you mean mlp-cycle?" "$tool" train --data $train --preset mlp-cycel --out o
 refuses 2 "did you mean likelihood?" "$tool" eval --model whole.st --in $in --ood $ood --score liklihood
 refuses 2 "unknown score nope" "$tool" score --model whole.st --data $in --score nope
