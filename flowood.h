@@ -648,7 +648,10 @@ FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_
 
 /* What one thread needs to run a flow on up to `batch` (0: 256) samples at a time. It belongs to
    `fo`, which may differ from the flow's context: a thread of its own opens a context of its own.
-   The flow must not be trained meanwhile. After creation no scoring call allocates. */
+   The flow must not be trained meanwhile. After creation no scoring call allocates. The first call
+   of fo_workspace_create, fo_params, fo_train or fo_save makes a flow that was built ready: layers
+   are fixed and weights get their first values. That is for one thread; on a flow that is ready,
+   as one from fo_load_flow is, workspaces may be made and used by many. */
 FO_API fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch);
 FO_API void          fo_workspace_free(fo_workspace *ws);
 
@@ -9363,8 +9366,12 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
                                         double budget_mb) {
     fo_workspace *ws;
     int64_t       n = flow ? flow->size : 0;
-    if (fo == NULL || flow == NULL || fo__flow_ready(flow) != FO_OK)
+    if (fo == NULL || flow == NULL)
         return NULL;
+    if (fo__flow_ready(flow) != FO_OK) { /* the caller's context has to know, too */
+        fo__fail(fo, flow->fo->failed, "the flow is not ready: %s", flow->fo->message);
+        return NULL;
+    }
     ws = (fo_workspace *)fo__object(fo, sizeof *ws);
     if (ws == NULL)
         return NULL;

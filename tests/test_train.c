@@ -1460,6 +1460,32 @@ static void test_deferred(void) {
     fo_close(fo);
 }
 
+/* What the progress bar says, and what it does not; and whose error it is that a workspace cannot
+   be made. Standard error goes to a file from here on. */
+static void test_words(void) {
+    const char   *path = IS_DOUBLE ? "build/test_bar_d.txt" : "build/test_bar_f.txt";
+    static char   said[1000];
+    fo_context   *fo = open_with(5, FO_SIMD_AUTO, 1), *mine = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = fo_flow_parse(fo, text), *none = fo_flow_create(fo, shape_of(4, 1, 1));
+    watch         w;
+    fo_train_desc d = plain(&w, 2, 8);
+    long          n;
+    d.held_out = make_data(fo, 20, fo_flow_shape(flow)), d.held_out_every = 2;
+    d.progress = fo_progress_bar;
+    CHECK(freopen(path, "w", stderr) != NULL);
+    CHECK(fo_train(flow, d.held_out, &d) == FO_OK);
+    d.held_out = NULL;
+    CHECK(fo_train(flow, make_data(fo, 20, fo_flow_shape(flow)), &d) == FO_OK); /* nothing to do */
+    fflush(stderr);
+    n = read_all(path, said, sizeof said - 1);
+    CHECK(n > 0 && strstr(said, "epoch 0.80, bpd") && strstr(said, "held-out bpd "));
+    CHECK(strstr(said, "bpd 0.000") == NULL && strstr(said, " 0 samples/s") == NULL);
+    CHECK(strstr(said, "nan") == NULL && strstr(said, "step 2, epoch 0.80\n") != NULL);
+    CHECK(fo_workspace_create(mine, none, 4) == NULL && fo_failed(mine) == FO_ERR_ARGUMENT);
+    CHECK(strstr(fo_error(mine), "no layers") != NULL);
+    fo_close(mine), fo_close(fo);
+}
+
 /* ---- every allocation fails once ------------------------------------------------------------- */
 
 /* A whole small life. */
@@ -1485,12 +1511,13 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     if (fo == NULL)
         return FO_ERR_MEMORY;
     fo_random_normal(1, 1, 0, 72, rows[0]);
-    d.steps = 2, d.batch = 5, d.ema = 0.9, d.memory_mb = 1e-4;
+    d.steps = 3, d.batch = 5, d.ema = 0.9, d.memory_mb = 1e-4, d.held_out_every = 2;
     STAGE(flow = fo_flow_create(fo, shape_of(6, 1, 1)));
     STAGE(fo_add_standardize(flow));
     STAGE(fo_add_coupling(flow, fo_mask_named("random", 1), fo_net_mlp(5, 2, 3)));
     STAGE(fo_add_additive(flow, fo_mask_halves(0), fo_net_mlp(4, 1, 0)));
     STAGE(data = fo_data_view(fo, rows, REAL_TYPE, 12, shape_of(6, 1, 1)));
+    d.held_out = data;
     STAGE(fo_train(flow, data, &d));
     STAGE(fo_save(flow, path));
     STAGE(back = fo_load_flow(fo, path));
@@ -1547,6 +1574,7 @@ int main(void) {
     test_own_loss();
     test_tape_optimize();
     test_deferred();
+    test_words();
     test_every_allocation(life, FILE_NAME("life"));
     return test_end();
 }
