@@ -121,6 +121,7 @@
      squeeze      C x H x W -> 4C x H/2 x W/2; split: half of the channels is latent early
      actnorm      y = (x + bias) exp(log_scale) per channel     logdet = H W sum log_scale
      conv1x1      y = W x at every pixel                        logdet = H W log|det W|
+     standardize  y = (x - mean)/std                            logdet = -sum log std
      base         log N(z; 0, I) = -|z|^2/2 - D/2 log(2 pi)
      log_prob     the sum of all of the above: the density of the 8-bit image, constants once.
                   By Jensen's inequality its mean over u is a lower bound of log P(x).
@@ -584,7 +585,11 @@ FO_API fo_flow *fo_flow_create(fo_context *fo, fo_shape shape);
 FO_API fo_result fo_add_dequantize(fo_flow *flow);
 /* h = logit(v), v = 1/2 + (1-2 alpha)(y - 1/2) */
 FO_API fo_result fo_add_logit(fo_flow *flow, double alpha);
-/* (x - mean)/std of each element, measured once on the first training data. */
+/* (x - mean)/std of each element, measured once on the first training data. As the first layer it
+   reads float64 data as they are, before anything is rounded to fo_real. An element that never
+   changes there has no scale: it becomes asinh((x - mean)/width), width = max(|mean|, 1)/100, and
+   is trained as if it had noise, so that a sample that differs in it is less likely by some 10 to
+   100 nats. fo_flow_constants says which these are. */
 FO_API fo_result fo_add_standardize(fo_flow *flow);
 /* Affine (RealNVP, Dinh et al. 2017; sign and order as in the paper's code):
    y = (x + t) exp(s), s = scale tanh(raw s), scale learned: one per channel of an image, one per
@@ -629,6 +634,9 @@ FO_API int      fo_flow_layers(const fo_flow *flow);
 FO_API const char *fo_flow_layer_text(const fo_flow *flow, int layer); /* its line of the text */
 /* States of layer's mask, or NULL where the layer has none. */
 FO_API const unsigned char *fo_flow_mask(const fo_flow *flow, int layer);
+/* How many elements a standardize found constant in its training data; constant[D] (or NULL) gets
+   1 for each of these, else 0. */
+FO_API int64_t fo_flow_constants(const fo_flow *flow, unsigned char *constant);
 
 /* All learned numbers are one block: parameter i is [offset, offset+count) of it. */
 typedef struct fo_param_info {
@@ -740,7 +748,13 @@ typedef struct fo_pass {
     int           middle;    /* or none at all: take the middle */
     int           any_values; /* refuse none: x holds bytes, or is only near a sample (fo_check) */
     const int64_t *sample;   /* which sample sits in each row, for messages */
+    const fo_data *data, *negative; /* for fo_pass_input: whose samples these are; negative: in the
+                                rows from `positive` on; NULL where x is all there is */
+    int64_t       positive;
 } fo_pass;
+/* Encode and measure: element i of row r of x before this layer changes it. The first layer of a
+   flow gets it as it is in the data: a float64 sample at 1e9 has digits that x may have lost. */
+FO_API double fo_pass_input(const fo_pass *pass, int64_t r, int64_t i);
 
 /* A kind of layer. A pass through it is `before`, then `rows`, then `after`; NULL hooks are left
    out. `rows` is called for ranges of rows, on several threads: it writes only what belongs to its
@@ -773,6 +787,8 @@ FO_API int64_t fo_layer_param(fo_layer *layer, const char *name, int rank, const
                               fo_init init);
 FO_API int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64_t *dim,
                                fo_init init);
+/* A buffer of rank 1 that starts at 0 and that files may lack: it is then `absent` everywhere. */
+FO_API int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, double absent);
 FO_API void   *fo_layer_alloc(fo_layer *layer, size_t size);
 
 /* ================================================================================================
@@ -924,9 +940,10 @@ FO_API fo_flow  *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t s
        net=highway      K.net.{in_conv,out_conv,highway.J.conv,highway.J.gate}.{weight,bias}
        net=glow         K.net.{conv1,conv2,conv3}.{weight,bias}
        net=autoencoder  K.net.{down.J,neck.0,neck.1,up.J}.{weight,bias}
-     actnorm            K.{bias,log_scale,measured}; measured may be missing: then it is 1
+     actnorm            K.{bias,log_scale,measured}
      conv1x1            K.weight; lu=1: K.{lower,upper,log_diag,sign,order}
-     standardize        K.{mean,std,measured}
+     standardize        K.{mean,std,measured,mean_rest}, where mean_rest is what float took off mean
+   measured (1) and mean_rest (0) may be missing; dimensions of 1 do not count.
    fo_load_flow reads such a file too, if its metadata has the text under "flowood.text". */
 FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
 
@@ -1437,6 +1454,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_CHECK ((uint64_t)6 << 60)
 #define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
 #define FO__STREAM_MARTINGALE ((uint64_t)8 << 60)
+#define FO__STREAM_CONSTANT ((uint64_t)10 << 60) /* + the stream of the sample's noise */
 
 void fo_random_bits(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
     uint32_t c0 = (uint32_t)index, c1 = (uint32_t)(index >> 32);
@@ -4356,6 +4374,8 @@ double fo_code_length(const unsigned char *pixels, fo_shape shape) {
 typedef struct fo__param {
     fo_param_info info;
     fo_init       init;
+    int           optional; /* files may lack it, */
+    fo_real       absent;   /* and this is then its value */
 } fo__param;
 
 /* What a flow that is built from a file's text may ask for, so that a file costs what its size can
@@ -7491,56 +7511,113 @@ static fo_layer_kind fo__logit_kind(void) {
     return kind;
 }
 
-/* ---- standardize: y = (x - mean)/std, logdet = -sum log std ---------------------------------- */
+/* ---- standardize: y = (x - mean)/std, logdet = -sum log std ------------------------------------
 
-typedef struct fo__standardize { int64_t mean, std; } fo__standardize;
+   An element that was constant in the training data has std 0 and no scale that could be known:
+   for it y = asinh((x - mean)/width), width = max(|mean|, 1)/100. A sample that differs there is
+   some 10 to 100 nats less likely, and never astronomically so. In training such a y has noise
+   N(0,1) added: without it the flow would learn to blow up what it never saw change. */
+
+typedef struct fo__standardize { int64_t mean, rest, std; } fo__standardize;
+
+double fo_pass_input(const fo_pass *p, int64_t r, int64_t i) {
+    const fo_data *data = p->negative && r >= p->positive ? p->negative : p->data;
+    return data ? fo__value(data->type, data->rows, (size_t)(p->sample[r] * p->size + i))
+                : (double)p->x[r * p->size + i];
+}
 
 static fo_result fo__standardize_shape(fo_layer *layer) {
     fo__standardize *own = (fo__standardize *)fo_layer_alloc(layer, sizeof *own);
     if (own == NULL)
         return FO_ERR_MEMORY;
     layer->own  = own;
-    layer->work = 2 * layer->width; /* sums of x and of x^2 while it measures */
+    layer->work = 2 * layer->width; /* mean and sum of squares while it measures */
     own->mean   = fo_layer_buffer(layer, "mean", 1, &layer->width,
                                   fo_init_of(FO_INIT_CONSTANT, 0));
     own->std    = fo_layer_buffer(layer, "std", 1, &layer->width, fo_init_of(FO_INIT_CONSTANT, 1));
-    return own->std < 0 ? layer->fo->failed : FO_OK;
+    own->rest   = fo_layer_optional(layer, "mean_rest", layer->width, 0);
+    return own->rest < 0 ? layer->fo->failed : FO_OK;
 }
 
-/* Mean and standard deviation of each element over all the data; a constant element keeps std 1,
-   so that it stays harmless. */
-static void fo__standardize_measure(fo_pass *p, int64_t seen, int64_t count) {
+/* Mean and standard deviation of element i go into the buffers; 0 where all that differs is
+   rounding of the data. */
+static void fo__standardize_set(fo_pass *p, int64_t i, double mean, double std) {
     const fo__standardize *own = (const fo__standardize *)p->layer->own;
-    double                *sum = p->work;
-    int64_t                r, i, n = p->layer->width;
+    const int    wide  = p->data ? p->data->type == FO_F64 : sizeof(fo_real) == 8;
+    const double least = wide ? 1e-15 : 2e-7;
+    fo_real     *to    = p->buffers + i;
+    if (!(fabs(mean) < 1e37 && std < 1e37))
+        fo__fail(p->fo, FO_ERR_NUMERIC, "element %lld of the data has mean %g and standard "
+                 "deviation %g: too large for standardize; scale it first", (long long)i, mean, std);
+    to[own->mean] = (fo_real)mean;
+    to[own->rest] = (fo_real)(mean - (double)to[own->mean]);
+    to[own->std]  = (fo_real)(std > least * fabs(mean) ? std : 0);
+}
+
+/* Over all the data, kept up to date sample by sample (Welford 1962): nothing cancels, wherever
+   the data lie. */
+static void fo__standardize_measure(fo_pass *p, int64_t seen, int64_t count) {
+    double *mean = p->work, *square = mean + p->layer->width;
+    int64_t r, i, n = p->layer->width;
     if (seen == 0)
-        memset(sum, 0, (size_t)(2 * n) * sizeof *sum);
+        memset(mean, 0, (size_t)(2 * n) * sizeof *mean);
     for (r = 0; r < p->rows; r++)
         for (i = 0; i < n; i++) {
-            double x = (double)p->x[r * p->size + i];
-            sum[i] += x;
-            sum[n + i] += x * x;
+            double x = fo_pass_input(p, r, i), d = x - mean[i];
+            mean[i] += d / (double)(seen + r + 1);
+            square[i] += d * (x - mean[i]);
         }
-    for (i = 0; i < n && seen + p->rows == count; i++) {
-        double mean = sum[i] / (double)count;
-        double var  = sum[n + i] / (double)count - mean * mean;
-        p->buffers[own->mean + i] = (fo_real)mean;
-        p->buffers[own->std + i]  = (fo_real)(var > 1e-12 * (mean * mean + 1e-12) ? sqrt(var) : 1);
+    for (i = 0; i < n && seen + p->rows == count; i++)
+        fo__standardize_set(p, i, mean[i], sqrt(square[i] / (double)count));
+}
+
+/* Mean of element i, as exact as it was measured, and what its differences are divided by. */
+static double fo__standardize_mean(const fo_pass *p, int64_t i) {
+    const fo__standardize *own = (const fo__standardize *)p->layer->own;
+    return (double)p->buffers[own->mean + i] + (double)p->buffers[own->rest + i];
+}
+
+static double fo__standardize_width(const fo_pass *p, int64_t i) {
+    const fo__standardize *own = (const fo__standardize *)p->layer->own;
+    const double           std = (double)p->buffers[own->std + i];
+    return std > 0 ? std : FO__MAX(fabs(fo__standardize_mean(p, i)), 1) / 100;
+}
+
+/* One row; returns the part of the logdet of encode that depends on it. */
+static double fo__standardize_row(fo_pass *p, int64_t r) {
+    const fo__standardize *own = (const fo__standardize *)p->layer->own;
+    fo_real               *x = p->x + r * p->size, noise;
+    double                 logdet = 0, mean, width, u;
+    int64_t                i;
+    for (i = 0; i < p->size; i++) {
+        int constant = !(p->buffers[own->std + i] > 0);
+        mean  = fo__standardize_mean(p, i);
+        width = fo__standardize_width(p, i);
+        if (p->direction == FO_DECODE) {
+            u    = constant ? sinh((double)x[i]) : (double)x[i];
+            x[i] = (fo_real)(u * width + mean);
+        } else {
+            u    = (fo_pass_input(p, r, i) - mean) / width;
+            x[i] = (fo_real)(constant ? asinh(u) : u);
+        }
+        if (constant)
+            logdet -= log(hypot(1, u)); /* d asinh(u)/du = 1/sqrt(1 + u^2) */
+        if (constant && p->direction == FO_ENCODE && p->grads) {
+            fo_random_normal(p->seed, FO__STREAM_CONSTANT + p->stream[r], (uint64_t)i, 1, &noise);
+            x[i] += noise;
+        }
     }
+    return logdet;
 }
 
 static void fo__standardize_rows(fo_pass *p, int64_t begin, int64_t end) {
-    const fo__standardize *own  = (const fo__standardize *)p->layer->own;
-    const fo_real         *mean = p->buffers + own->mean, *std = p->buffers + own->std;
-    int64_t                r, i;
-    double                 sum = 0;
+    double  sum = 0, logdet;
+    int64_t r, i;
     for (i = 0; i < p->size; i++)
-        sum += log((double)std[i]);
+        sum -= log(fo__standardize_width(p, i));
     for (r = begin; r < end; r++) {
-        fo_real *x = p->x + r * p->size;
-        for (i = 0; i < p->size; i++)
-            x[i] = p->direction == FO_DECODE ? x[i] * std[i] + mean[i] : (x[i] - mean[i]) / std[i];
-        p->logdet[r] = p->direction == FO_DECODE ? sum : -sum;
+        logdet       = sum + fo__standardize_row(p, r);
+        p->logdet[r] = p->direction == FO_DECODE ? -logdet : logdet;
     }
 }
 
@@ -8509,6 +8586,17 @@ int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64
     return fo__layer_block(layer, &layer->flow->buffers, name, rank, dim, init);
 }
 
+int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, double absent) {
+    int64_t at = fo_layer_buffer(layer, name, 1, &count, fo_init_of(FO_INIT_CONSTANT, 0));
+    int     i;
+    for (i = 0; at >= 0 && i < layer->flow->buffers.count; i++)
+        if (layer->flow->buffers.list[i].info.offset == at) {
+            layer->flow->buffers.list[i].optional = 1;
+            layer->flow->buffers.list[i].absent   = (fo_real)absent;
+        }
+    return at;
+}
+
 void *fo_layer_alloc(fo_layer *layer, size_t size) {
     return fo__arena_alloc(&layer->flow->arena, size);
 }
@@ -8616,7 +8704,6 @@ static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_
     const fo_layer_kind *kind = layer->see.kind;
     fo__reader           reader;
     const int            params = flow->params.count;
-    const int64_t        one = 1;
     fo_tensor           *in, *out;
     int                  i;
     for (i = 0; i < flow->n_layers && kind->front; i++)
@@ -8642,8 +8729,7 @@ static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_
                         layer->see.shape.w);
     if (layer->see.from && fo__from_check(&layer->see) != FO_OK)
         return flow->fo->failed;
-    if (kind->measure && (layer->measured = fo_layer_buffer(&layer->see, "measured", 1, &one,
-                                                            fo_init_of(FO_INIT_CONSTANT, 0))) < 0)
+    if (kind->measure && (layer->measured = fo_layer_optional(&layer->see, "measured", 1, 1)) < 0)
         return flow->fo->failed;
     if (layer->net_kind) {
         fo_tape *tape = fo__layer_tape(flow->fo, flow, layer, 1, 1, &in, &out);
@@ -8773,6 +8859,26 @@ static fo_result fo__flow_ready(fo_flow *flow) {
 /* Scoring uses the moving average where there is one; training the weights themselves. */
 static fo_real *fo__values_for(const fo_flow *flow, int train) {
     return flow->train.ema && !train ? flow->train.ema : flow->values;
+}
+
+int64_t fo_flow_constants(const fo_flow *flow, unsigned char *constant) {
+    int64_t i, count = 0;
+    int     k;
+    if (flow && constant)
+        memset(constant, 0, (size_t)flow->size);
+    for (k = 0; flow && flow->ready && k < flow->n_layers; k++) {
+        char             name[32];
+        const fo__param *std;
+        snprintf(name, sizeof name, "%d.std", k);
+        std = fo__param_find(&flow->buffers, name);
+        for (i = 0; std && i < std->info.count && i < flow->size; i++)
+            if (!(flow->buffer_values[std->info.offset + i] > 0)) {
+                count++;
+                if (constant)
+                    constant[i] = 1;
+            }
+    }
+    return count;
 }
 
 const fo_real *fo_params(fo_flow *flow, int64_t *count) {
@@ -9238,6 +9344,10 @@ static fo_pass *fo__pass_open(fo_workspace *ws, int layer, fo_direction directio
     p->middle     = ws->middle;
     p->any_values = ws->any_values || (ws->data && fo_data_dtype(ws->data) == FO_U8 &&
                                        ws->negative == NULL); /* bytes are whole numbers */
+    p->data       = layer == 0 && direction == FO_ENCODE ? ws->data : NULL;
+    p->negative   = p->data ? ws->negative : NULL;
+    p->positive   = ws->positive;
+    p->grads      = ws->train ? ws->grads : NULL;
     if (direction != FO_BACKWARD)
         memset(p->logdet, 0, (size_t)ws->rows * sizeof *p->logdet);
     return p;
@@ -9329,7 +9439,6 @@ static void fo__slot_open(fo_workspace *ws, int layer) {
     p->spare    = ws->spare;
     p->logdet   = fo__logdet(ws, layer);
     p->dlogdet  = ws->dlogdet;
-    p->grads    = ws->grads;
     p->buffers  = ws->flow->buffer_values;
     p->stream   = ws->noise;
     p->sample   = ws->sample;
@@ -9427,11 +9536,15 @@ static fo_result fo__check_data(fo_context *fo, const fo_flow *flow, const fo_da
     return FO_OK;
 }
 
+/* Where row r of the batch comes from. */
+static const fo_data *fo__row_data(const fo_workspace *ws, int64_t r) {
+    return ws->negative && r >= ws->positive ? ws->negative : ws->data;
+}
+
 static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
     int64_t r;
     for (r = begin; r < end; r++)
-        fo__data_rows(ws->negative && r >= ws->positive ? ws->negative : ws->data, ws->sample[r],
-                      fo__state(ws, r));
+        fo__data_rows(fo__row_data(ws, r), ws->sample[r], fo__state(ws, r));
 }
 
 /* Samples first, first + 1 ... of the data are the rows of the next pass, with the noise of this
@@ -9529,6 +9642,9 @@ static fo_result fo__find_nan(fo_workspace *ws) {
             double logdet = layer < 0 ? 0 : fo__logdet(ws, layer)[r];
             for (i = 0; i < flow->size; i++) {
                 double value = (double)fo__state(ws, r)[i];
+                if (layer < 0) /* float may overflow where the data do not */
+                    value = fo__value(fo__row_data(ws, r)->type, fo__row_data(ws, r)->rows,
+                                      (size_t)(ws->sample[r] * flow->size + i));
                 if (value - value != 0)
                     return fo__nan_at(ws, layer, r, i, value);
             }
@@ -10167,6 +10283,7 @@ static fo_result fo__measure_layer(fo_trainer *tr, int layer) {
     const fo__layer *l  = &tr->flow->layers[layer];
     int64_t          done, i;
     int              k;
+    ws->positive = ws->batch; /* of negative samples nothing is measured */
     for (done = 0; done < tr->count; done += ws->rows) {
         fo__fill(ws, done, FO__MIN(ws->batch, tr->count - done), 0);
         fo__rows(ws, fo__load_rows);
@@ -10179,8 +10296,9 @@ static fo_result fo__measure_layer(fo_trainer *tr, int layer) {
                 return fo__find_nan(ws);
         l->see.kind->measure(fo__pass_open(ws, layer, FO_ENCODE), done, tr->count);
     }
-    tr->flow->buffer_values[l->measured] = 1;
-    ws->rows = ws->batch;
+    tr->flow->buffer_values[l->measured] = ws->fo->failed == FO_OK;
+    ws->rows     = ws->batch;
+    ws->positive = tr->positive;
     return ws->fo->failed;
 }
 
@@ -10916,12 +11034,6 @@ static int fo__same_shape(const fo_array *array, const fo_param_info *p) {
     }
 }
 
-/* A flag that foreign files do not have: where there are measured numbers it is 1. */
-static int fo__is_flag(const char *name) {
-    const char *dot = strrchr(name, '.');
-    return dot && strcmp(dot, ".measured") == 0;
-}
-
 /* The array for parameter p under this prefix. NULL: missing, or (an error) of another shape. */
 static const fo_array *fo__array_for(fo_context *fo, const fo_archive *archive, const char *path,
                                      const fo__saved_block *block, const fo_param_info *p) {
@@ -10945,7 +11057,8 @@ static int fo__block_complete(fo_context *fo, const fo_archive *archive, const c
     for (i = 0; i < block->params->count; i++) {
         const fo_param_info *p = &block->params->list[i].info;
         if (fo__array_for(fo, archive, path, block, p) == NULL) {
-            if (fo__is_flag(p->name) && fo__array_named(archive, block->prefix, p->name) == NULL)
+            if (block->params->list[i].optional &&
+                fo__array_named(archive, block->prefix, p->name) == NULL)
                 continue;
             if (required)
                 fo__fail(fo, FO_ERR_FORMAT, "%s: %s%s is missing: the weights belong to another "
@@ -10964,7 +11077,8 @@ static void fo__block_read(fo_context *fo, const fo_archive *archive, const char
         const fo_param_info *p = &block->params->list[i].info;
         const fo_array      *a = fo__array_for(fo, archive, path, block, p);
         for (j = 0; j < p->count; j++)
-            (*block->at)[p->offset + j] = a ? (fo_real)fo__value(a->type, a->values, (size_t)j) : 1;
+            (*block->at)[p->offset + j] = a ? (fo_real)fo__value(a->type, a->values, (size_t)j)
+                                            : block->params->list[i].absent;
     }
 }
 
@@ -11044,6 +11158,8 @@ static fo__limits fo__limits_of(const fo_archive *archive, const char *path) {
         bytes += (int64_t)fo__bytes(array);
         limits.size += (int64_t)(fo__bytes(array) / fo_dtype_size(array->type));
     }
+    limits.count *= 2; /* some may be missing: see fo_layer_optional */
+    limits.size *= 2;
     limits.work = FO__MAX((int64_t)1 << 21, 2 * bytes);
     return limits;
 }

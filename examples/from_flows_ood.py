@@ -107,7 +107,7 @@ def resnet(net):
     if neck is not None and blocks == 1:         # there, but never applied
         out = {name: tensor for name, tensor in out.items() if not name.startswith("neck.")}
     if neck is not None and blocks > 1:
-        text += f" neck={len(neck)}"
+        text += f" bottleneck={len(neck)}"
     elif not skips:
         text += " skip=0"
     return out, text + ("" if "in_norm.weight" in out else " norm=0")

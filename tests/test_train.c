@@ -453,14 +453,14 @@ static void test_standardize(void) {
                                             "coupling mask=halves:0 hidden=3");
     fo_data       *data = fo_data_view(fo, rows, REAL_TYPE, 100, shape_of(4, 1, 1));
     double         m[4] = {0, 0, 0, 0}, v[4] = {0, 0, 0, 0}, lp[100];
-    fo_real        measured[9];
+    fo_real        measured[13];
     watch          w;
     fo_train_desc  d = plain(&w, 1, 16);
     int            i, j;
     for (i = 0; i < 100; i++) {
         fo_random_normal(3, 3, (uint64_t)(4 * i), 4, rows[i]);
         rows[i][0] = rows[i][0] * 5 + 100, rows[i][1] = rows[i][1] * (fo_real)0.01 - 2;
-        rows[i][2] = 7; /* constant: it stays harmless */
+        rows[i][2] = 7; /* constant: no scale is known */
         for (j = 0; j < 4; j++)
             m[j] += (double)rows[i][j] / 100;
     }
@@ -469,15 +469,119 @@ static void test_standardize(void) {
     CHECK(fo_train(flow, data, &d) == FO_OK);
     for (j = 0; j < 4; j++) {
         CHECK_NEAR(flow->buffer_values[j], m[j], 1e-6);
-        CHECK_NEAR(flow->buffer_values[4 + j], j == 2 ? 1 : sqrt(v[j]), 1e-5);
+        CHECK_NEAR(flow->buffer_values[4 + j], j == 2 ? 0 : sqrt(v[j]), 1e-5);
     }
-    CHECK(flow->buffer_values[8] == 1);
+    CHECK(flow->buffer_values[12] == 1); /* behind mean, std and what float took off mean */
     memcpy(measured, flow->buffer_values, sizeof measured);
     rows[0][0] = 1e4, d.steps = 2; /* not again on other data */
     CHECK(fo_train(flow, data, &d) == FO_OK);
     CHECK(memcmp(measured, flow->buffer_values, sizeof measured) == 0);
     CHECK(fo_log_prob(fo_workspace_create(fo, flow, 9), data, 0, 100, 0, lp) == FO_OK);
     fo_close(fo);
+}
+
+/* A flow on these rows whose couplings stay the identity, and log p of each row. */
+static fo_flow *standardized(fo_context *fo, const double *rows, double *lp, int n) {
+    fo_flow      *flow = fo_flow_parse(fo, "input 4\nstandardize\ncoupling mask=halves:0 hidden=3");
+    fo_data      *data = fo_data_view(fo, rows, FO_F64, n, shape_of(4, 1, 1));
+    watch         w;
+    fo_train_desc d = plain(&w, 1, 16);
+    d.lr = 1e-30;
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    CHECK(fo_log_prob(fo_workspace_create(fo, flow, 9), data, 0, n, 0, lp) == FO_OK);
+    return flow;
+}
+
+/* An offset of float64 data changes nothing; neighbours far from zero keep their scale. */
+static void test_standardize_offset(void) {
+    static double rows[100][4], far[100][4], lp[100], far_lp[100];
+    fo_context   *fo = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow      *flow;
+    fo_real       r[4];
+    int           i, j;
+    for (i = 0; i < 100; i++) {
+        fo_random_normal(3, 3, (uint64_t)(4 * i), 4, r);
+        for (j = 0; j < 4; j++) /* eighths, so that both data sets are exact */
+            rows[i][j] = floor((double)r[j] * 800) / 8, far[i][j] = rows[i][j] + (j ? 1e6 : -1e9);
+        rows[i][3] = far[i][3] = i % 2 ? 1e9 + 1000 : 1e9;
+    }
+    standardized(fo, rows[0], lp, 100);
+    flow = standardized(fo, far[0], far_lp, 100);
+    for (i = 0; i < 100; i++)
+        CHECK_NEAR(far_lp[i], lp[i], IS_DOUBLE ? 1e-9 : 1e-6);
+    CHECK_NEAR(flow->buffer_values[4 + 3], 500, 1e-6); /* the deviation of {1e9, 1e9 + 1000} */
+    CHECK(fo_flow_constants(flow, NULL) == 0);
+    fo_close(fo);
+}
+
+/* A column that never changes in training: samples as before stay as likely as any, one that
+   differs there is less likely, by a number that makes sense, and comes back from decode. */
+static void test_standardize_constant(void) {
+    static double   rows[200][4], odd[4][4], lp[200], odd_lp[4];
+    static const double other[4] = {8, 0, -1e4, 1e30};
+    fo_context     *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow        *flow = fo_flow_parse(fo, "input 4\nstandardize\n"
+                                             "4* coupling mask=halves:% hidden=16");
+    fo_data        *data = fo_data_view(fo, rows, FO_F64, 200, shape_of(4, 1, 1));
+    fo_data        *view = fo_data_view(fo, odd, FO_F64, 4, shape_of(4, 1, 1));
+    fo_workspace   *ws;
+    unsigned char   constant[4];
+    fo_real         r[4], z[16], back[16];
+    watch           w;
+    fo_train_desc   d = plain(&w, 400, 32);
+    double          mean = 0;
+    int             i, j;
+    for (i = 0; i < 200; i++) {
+        fo_random_normal(3, 3, (uint64_t)(4 * i), 4, r);
+        for (j = 0; j < 4; j++)
+            rows[i][j] = j == 2 ? 7 : (double)r[j];
+    }
+    for (i = 0; i < 4; i++)
+        memcpy(odd[i], rows[i], sizeof odd[i]), odd[i][2] = other[i];
+    d.lr = 1e-2; /* long and fast enough to blow up what is not held */
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    CHECK(fo_flow_constants(flow, constant) == 1);
+    CHECK(constant[2] == 1 && constant[0] + constant[1] + constant[3] == 0);
+    ws = fo_workspace_create(fo, flow, 9);
+    CHECK(fo_log_prob(ws, data, 0, 200, 0, lp) == FO_OK);
+    CHECK(fo_log_prob(ws, view, 0, 4, 0, odd_lp) == FO_OK);
+    for (i = 0; i < 200; i++)
+        mean += lp[i] / 200;
+    for (i = 0; i < 4; i++) {
+        CHECK(odd_lp[i] < mean - 4 && odd_lp[i] > mean - (other[i] > 1e5 ? 50000 : 1000));
+        if (i && odd_lp[i] > odd_lp[i - 1])
+            printf("%g is likelier than what lies nearer\n", other[i]);
+    }
+    CHECK(fo_encode(ws, view, 0, 3, 0, z) == FO_OK && fo_decode(ws, z, 3, back, NULL) == FO_OK);
+    for (i = 0; i < 3; i++)
+        CHECK_NEAR(back[4 * i + 2], other[i], IS_DOUBLE ? 1e-9 : 1e-3);
+    fo_close(fo);
+}
+
+/* Numbers that no flow can use are the data's fault, and the message says so. */
+static void test_huge(void) {
+    static const char *const texts[] = {"input 2\ncoupling mask=halves:0 hidden=3\n",
+                                        "input 2\nstandardize\ncoupling mask=halves:0 hidden=3\n"};
+    static double rows[40][2];
+    int           i, k;
+    for (k = 0; k < 4; k++) {
+        fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+        fo_flow      *flow = fo_flow_parse(fo, texts[k % 2]);
+        fo_data      *data = fo_data_view(fo, rows, FO_F64, 40, shape_of(2, 1, 1));
+        watch         w;
+        fo_train_desc d = plain(&w, 1, 40);
+        for (i = 0; i < 80; i++)
+            rows[i / 2][i % 2] = i % 7 * (k < 2 ? 1e200 : 1e30);
+        if (k == 3 || (k == 2 && IS_DOUBLE)) { /* standardize makes them ordinary numbers */
+            CHECK(fo_train(flow, data, &d) == FO_OK);
+        } else {
+            CHECK(fo_train(flow, data, &d) == FO_ERR_NUMERIC);
+            if (strstr(fo_error(fo), "scale") == NULL || strstr(fo_error(fo), "learning rate"))
+                printf("%s\n", fo_error(fo));
+            CHECK(strstr(fo_error(fo), "scale") && !strstr(fo_error(fo), "learning rate"));
+        }
+        fo_close(fo);
+    }
 }
 
 /* ---- the same bits --------------------------------------------------------------------------- */
@@ -1554,6 +1658,9 @@ int main(void) {
     test_clip();
     test_nan();
     test_standardize();
+    test_standardize_offset();
+    test_standardize_constant();
+    test_huge();
     test_same_bits();
     test_presets();
     test_bad_descs();
