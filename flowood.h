@@ -1005,15 +1005,32 @@ FO_API double fo_martingale_add(fo_martingale *martingale, double statistic);
 /* ================================================================================================
    >>api-check     is this flow what it claims to be?
    ============================================================================================= */
+/* What does not fit into the time is sampled: the report says how much was seen. */
+typedef struct fo_check_desc {
+    double seconds; /* 0: 30 */
+    /* Called between measurements with what is being measured; not 0: stop there. */
+    int  (*progress)(void *user, const char *part, int64_t done, int64_t of);
+    void *user;
+} fo_check_desc;
+
 typedef struct fo_check_report {
     double round_trip;  /* max |x - decode(encode(x))|, grey levels for images             */
     double logdet_pair; /* max |logdet(encode) + logdet(decode)| / (1 + |logdet|)          */
-    double jacobian;    /* |logdet - numeric log|det J|| / (1 + |logdet|); -1: D too large */
+    double jacobian;    /* |logdet - numeric log|det J|| / (1 + |logdet|), of the whole flow or,
+                           layer by layer, of the worst layer; -1: not measured            */
     double gradient;    /* worst |numeric - analytic| slope of the loss along the gradient of each
                            parameter, relative to it or to 1 % of the largest             */
     int    untouched;   /* elements that no coupling changes                               */
+    /* What was seen of it: */
+    int64_t samples;    /* that went there and back, of at most 64                         */
+    int64_t columns;    /* of the flow's Jacobian: D, or 0 where it was measured by layers, because
+                           D > 1024 or time was short                                      */
+    int     layers, layers_of;         /* whose Jacobian was measured, of how many         */
+    int     parameters, parameters_of; /* whose gradient was, in an order of chance        */
 } fo_check_report;
-FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report);
+/* desc NULL: every default. Stopping early is no error. */
+FO_API fo_result fo_check(fo_flow *flow, const fo_data *data, const fo_check_desc *desc,
+                          fo_check_report *report);
 
 /* Stop here if you only use the library. */
 #endif /* FLOWOOD_H */
@@ -11223,34 +11240,51 @@ fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t
    >>check         a flow's own claims, measured on the user's flow
 
    Purpose    invertible? logdet true? gradient true? every element transformed?
-   Cost       the numeric Jacobian encodes 2 D samples and factors a D x D matrix: D <= 1024
+   Cost       seconds, as many as asked for: first the round trip, then the Jacobian (of the whole
+              flow, 2 D samples and D^3/3 multiply-adds, where that fits; else layer by layer), then
+              the gradients of as many parameters as time is left for
    Numbers    in single precision finite differences are good to about 1e-3; build with
               FLOWOOD_DOUBLE to see 1e-7
    ============================================================================================= */
+typedef struct fo__check {
+    fo_workspace    *ws;
+    fo_check_desc    desc;
+    fo_check_report *report;
+    const fo_data   *data;
+    double           begin;
+    int              stopped;
+} fo__check;
 
-/* Central differences of encode around sample 0, with the dequantization noise held. */
-static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, double logdet,
-                                    fo_check_report *report) {
+/* Is there time for more, where this part may take until `share` of all of it? */
+static int fo__check_goes(fo__check *c, const char *part, int64_t done, int64_t of, double share) {
+    if (c->desc.progress && c->desc.progress(c->desc.user, part, done, of))
+        c->stopped = 1;
+    return !c->stopped && c->ws->fo->failed == FO_OK &&
+           fo_clock() - c->begin < share * c->desc.seconds;
+}
+
+#define FO__SHARE_INVERSE 0.25
+#define FO__SHARE_JACOBIAN 0.6
+
+/* Central differences of encode around sample 0, with the dequantization noise held: log|det J|.
+   NaN when it would take too long. */
+static double fo__check_whole(fo__check *c) {
+    fo_workspace *ws = c->ws;
+    fo_context   *fo = ws->fo;
     int64_t    n = ws->flow->size, i, j;
-    double     h = sizeof(fo_real) == 8 ? 1e-5 : 2e-2;
-    fo_shape   shape = ws->flow->shape;
-    double    *jacobian;
-    fo_real   *rows;
-    fo_data   *view;
-    fo_context *fo = ws->fo;
-    report->jacobian = -1;
-    if (n > 1024)
-        return FO_OK;
-    ws->any_values = 1;
-    jacobian = (double *)fo__alloc(fo, fo__times(n * n, sizeof *jacobian));
-    rows     = (fo_real *)fo__alloc(fo, fo__times(4 * n, sizeof *rows));
-    view     = rows ? fo_data_view(fo, rows, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 2, shape)
-                    : NULL;
-    for (i = 0; i < n && jacobian && view && fo->failed == FO_OK; i++) {
+    double     h = sizeof(fo_real) == 8 ? 1e-5 : 2e-2, start = fo_clock(), sum = (double)NAN;
+    double    *jacobian = (double *)fo__alloc(fo, fo__times(n * n, sizeof *jacobian));
+    fo_real   *rows = (fo_real *)fo__alloc(fo, fo__times(4 * n, sizeof *rows));
+    fo_data   *view = rows ? fo_data_view(fo, rows, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 2,
+                                          ws->flow->shape) : NULL;
+    for (i = 0; i < n && jacobian && view; i++) {
         fo_real *up = rows, *down = rows + n, *z = rows + 2 * n;
-        double   step;
-        fo__data_rows(data, 0, up);
-        fo__data_rows(data, 0, down);
+        double   step, all = (fo_clock() - start) / (double)FO__MAX(i, 1) * (double)n;
+        if (!fo__check_goes(c, "jacobian", i, n, FO__SHARE_JACOBIAN) ||
+            (i > 3 && start - c->begin + all > FO__SHARE_JACOBIAN * c->desc.seconds))
+            break;
+        fo__data_rows(c->data, 0, up);
+        fo__data_rows(c->data, 0, down);
         up[i] += (fo_real)(h * (1 + fabs((double)up[i])));
         down[i] -= (fo_real)(h * (1 + fabs((double)down[i])));
         step = (double)up[i] - (double)down[i];
@@ -11258,38 +11292,185 @@ static fo_result fo__check_jacobian(fo_workspace *ws, const fo_data *data, doubl
         for (j = 0; j < n; j++)
             jacobian[j * n + i] = ((double)z[j] - (double)z[n + j]) / step;
     }
-    if (fo->failed == FO_OK)
-        report->jacobian = fabs(fo__eliminate(jacobian, n, NULL, 0) - logdet) / (1 + fabs(logdet));
-    ws->any_values = 0;
+    if (i == n && fo->failed == FO_OK)
+        sum = fo__eliminate(jacobian, n, NULL, 0);
     fo_data_free(view);
     fo__free(fo, rows);
     fo__free(fo, jacobian);
-    return fo->failed;
+    return sum;
 }
 
-/* Round trip and both logdets over the first samples. */
-static fo_result fo__check_inverse(fo_workspace *ws, const fo_data *data, fo_check_report *report,
-                                   double *first_logdet) {
-    int64_t  count = FO__MIN(fo_data_count(data), ws->batch), n = ws->flow->size, i, r;
-    int      columns = 1 + ws->flow->n_layers, k;
-    fo_real *z = (fo_real *)fo__alloc(ws->fo, fo__times(3 * count * n, sizeof *z));
-    double  *terms = (double *)fo__alloc(ws->fo, fo__times(count * (columns + 1), sizeof *terms));
-    if (z && terms && fo_encode(ws, data, 0, count, FO_DRAW_MIDDLE, z) == FO_OK &&
-        fo_log_prob_terms(ws, data, 0, count, FO_DRAW_MIDDLE, terms) == FO_OK &&
-        fo_decode(ws, z, count, z + count * n, terms + count * columns) == FO_OK)
-        for (r = 0; r < count; r++) {
-            fo_real *x = z + 2 * count * n, *back = z + (count + r) * n;
-            double   logdet = 0, other = terms[count * columns + r];
-            for (k = 1; k < columns; k++)
-                logdet += terms[r * columns + k];
-            if (r == 0)
-                *first_logdet = logdet;
-            report->logdet_pair = FO__MAX(report->logdet_pair,
-                                          fabs(logdet + other) / (1 + fabs(logdet)));
-            fo__data_rows(data, r, x);
-            for (i = 0; i < n; i++)
-                report->round_trip = FO__MAX(report->round_trip, fabs((double)(x[i] - back[i])));
+/* How the output of a layer changes (dy) when elements of its input x move by dx, with signs of
+   chance: the elements i with i / each == group, or all of them (-1). */
+static void fo__check_nudge(fo__check *c, int layer, const fo_real *x, int64_t each, int64_t group,
+                            double *dx, double *dy) {
+    fo_workspace   *ws = c->ws;
+    const fo_layer *l  = &ws->flow->layers[layer].see;
+    const double    h  = sizeof(fo_real) == 8 ? 1e-5 : 2e-3;
+    fo_real *up = fo__state(ws, 0), *down = fo__state(ws, 1);
+    int64_t  i;
+    uint32_t bits[4];
+    fo__fill(ws, 0, 2, FO_DRAW_MIDDLE);
+    ws->sample[1] = 0, ws->noise[1] = ws->noise[0];
+    for (i = 0; i < ws->flow->size; i++) {
+        double step = h * (1 + fabs((double)x[i]));
+        fo_random_bits(0, FO__STREAM_CHECK + (uint64_t)(group + 2), (uint64_t)i, bits);
+        if (i >= l->width || (group >= 0 && i / each != group) ||
+            (l->map && each == l->width && l->map[i] != FO_CHANGE))
+            step = 0;
+        up[i]   = x[i] + (fo_real)(bits[0] & 1 ? step : -step);
+        down[i] = x[i] - (fo_real)(bits[0] & 1 ? step : -step);
+        dx[i]   = (double)up[i] - (double)down[i];
+    }
+    fo__pass(ws, layer, FO_ENCODE);
+    for (i = 0; i < ws->flow->size; i++)
+        dy[i] = (double)up[i] - (double)down[i];
+}
+
+/* log|det J| of a layer whose elements i, i + each, i + 2 each ... depend on each other alone, and
+   on others only through what the layer conditions on. Moving one element of every such block at a
+   time gives all blocks; moving all elements then tells whether the guess was right: NaN if not.
+   dx and dy are room for a row each, blocks for width / each of them. */
+static double fo__check_blocks(fo__check *c, int layer, const fo_real *x, int64_t each, double *dx,
+                               double *dy, double *blocks) {
+    const int64_t width = c->ws->flow->layers[layer].see.width, n = width / each;
+    double        sum = 0, error = 0, all = 0, guess;
+    int64_t       i, g;
+    for (g = 0; g < n; g++) {
+        fo__check_nudge(c, layer, x, each, g, dx, dy);
+        for (i = 0; i < width; i++) {
+            double step = dx[g * each + i % each];
+            blocks[(i % each * n + i / each) * n + g] = step != 0 ? dy[i] / step : 1;
+            if (step == 0 && fo__state(c->ws, 0)[i] != x[i])
+                return (double)NAN; /* changed, though the mask says it is not */
         }
+    }
+    fo__check_nudge(c, layer, x, each, -1, dx, dy);
+    for (i = 0; i < width; i++) {
+        for (guess = 0, g = 0; g < n; g++)
+            guess += blocks[(i % each * n + i / each) * n + g] * dx[g * each + i % each];
+        error += (dy[i] - guess) * (dy[i] - guess);
+        all += dy[i] * dy[i];
+    }
+    if (!(sqrt(error) <= (sizeof(fo_real) == 8 ? 1e-4 : 1e-2) * sqrt(all)))
+        return (double)NAN;
+    for (i = 0; i < each; i++)
+        sum += fo__eliminate(blocks + i * n * n, n, NULL, 0);
+    return sum;
+}
+
+/* Of one layer: element by element, pixel by pixel, or, if it is not too large, all with all. */
+static double fo__check_layer(fo__check *c, int layer, const fo_real *x, double *dx, double *dy) {
+    const fo_layer *l = &c->ws->flow->layers[layer].see;
+    int64_t         parts[3];
+    double          sum = (double)NAN, *blocks;
+    int             k;
+    if (l->from)
+        return 0; /* a permutation */
+    parts[0] = l->kind->mixes ? 0 : 1, parts[1] = l->shape.c, parts[2] = l->width;
+    for (k = 0; k < 3 && sum != sum; k++) {
+        if (parts[k] == 0 || l->width % parts[k] || parts[k] > 1024)
+            continue;
+        blocks = (double *)fo__alloc(c->ws->fo, fo__times(l->width * parts[k], sizeof *blocks));
+        if (blocks)
+            sum = fo__check_blocks(c, layer, x, l->width / parts[k], dx, dy, blocks);
+        fo__free(c->ws->fo, blocks);
+    }
+    return sum;
+}
+
+static void fo__check_layers(fo__check *c) {
+    fo_workspace    *ws = c->ws;
+    fo_check_report *report = c->report;
+    const int64_t    n = ws->flow->size;
+    fo_real *x  = (fo_real *)fo__alloc(ws->fo, fo__times(n, sizeof *x));
+    double  *dx = (double *)fo__alloc(ws->fo, fo__times(2 * n, sizeof *dx)), numeric, logdet, error;
+    int      k;
+    ws->data = c->data;
+    if (x && dx)
+        fo__data_rows(c->data, 0, x);
+    for (k = 0; k < ws->flow->n_layers && ws->fo->failed == FO_OK; k++) {
+        if (!fo__check_goes(c, "jacobian of layers", k, ws->flow->n_layers, FO__SHARE_JACOBIAN))
+            break;
+        numeric = fo__check_layer(c, k, x, dx, dx + n);
+        fo__fill(ws, 0, 1, FO_DRAW_MIDDLE);
+        memcpy(fo__state(ws, 0), x, (size_t)n * sizeof *x);
+        fo__pass(ws, k, FO_ENCODE);
+        memcpy(x, fo__state(ws, 0), (size_t)n * sizeof *x);
+        logdet = fo__logdet(ws, k)[0];
+        error  = fabs(numeric - logdet) / (1 + fabs(logdet));
+        if (error == error) {
+            report->jacobian = FO__MAX(report->jacobian, error);
+            report->layers++;
+        }
+    }
+    fo__free(ws->fo, dx);
+    fo__free(ws->fo, x);
+}
+
+static fo_result fo__check_jacobian(fo__check *c, double logdet) {
+    fo_check_report *report = c->report;
+    double           numeric = (double)NAN;
+    report->jacobian  = -1;
+    report->layers_of = c->ws->flow->n_layers;
+    c->ws->any_values = 1;
+    if (c->ws->flow->size <= 1024)
+        numeric = fo__check_whole(c);
+    if (numeric == numeric) {
+        report->jacobian = fabs(numeric - logdet) / (1 + fabs(logdet));
+        report->columns  = c->ws->flow->size;
+        report->layers   = report->layers_of;
+    } else if (c->ws->fo->failed == FO_OK)
+        fo__check_layers(c);
+    c->ws->any_values = 0;
+    return c->ws->fo->failed;
+}
+
+/* Round trip and both logdets of some samples; gives the logdet of the first. */
+static double fo__check_some(fo__check *c, int64_t first, int64_t count, fo_real *z,
+                             double *terms) {
+    fo_workspace    *ws = c->ws;
+    fo_check_report *report = c->report;
+    const int64_t    n = ws->flow->size, columns = 1 + ws->flow->n_layers;
+    fo_real         *back = z + count * n, *x = back + count * n;
+    double          *other = terms + count * columns, first_logdet = 0;
+    int64_t          i, r, k;
+    if (fo_encode(ws, c->data, first, count, FO_DRAW_MIDDLE, z) != FO_OK ||
+        fo_log_prob_terms(ws, c->data, first, count, FO_DRAW_MIDDLE, terms) != FO_OK ||
+        fo_decode(ws, z, count, back, other) != FO_OK)
+        return 0;
+    for (r = 0; r < count; r++) {
+        double logdet = 0;
+        for (k = 1; k < columns; k++)
+            logdet += terms[r * columns + k];
+        if (r == 0)
+            first_logdet = logdet;
+        report->logdet_pair = FO__MAX(report->logdet_pair,
+                                      fabs(logdet + other[r]) / (1 + fabs(logdet)));
+        fo__data_rows(c->data, first + r, x);
+        for (i = 0; i < n; i++)
+            report->round_trip = FO__MAX(report->round_trip,
+                                         fabs((double)(x[i] - back[r * n + i])));
+    }
+    report->samples += count;
+    return first_logdet;
+}
+
+static fo_result fo__check_inverse(fo__check *c, double *first_logdet) {
+    fo_workspace *ws = c->ws;
+    const int64_t most = FO__MIN(fo_data_count(c->data), 64), n = ws->flow->size;
+    fo_real *z = (fo_real *)fo__alloc(ws->fo, fo__times((2 * ws->batch + 1) * n, sizeof *z));
+    double  *terms = (double *)fo__alloc(ws->fo, fo__times(ws->batch * (2 + ws->flow->n_layers),
+                                                           sizeof *terms));
+    int64_t  done;
+    for (done = 0; z && terms && done < most; done += ws->batch) {
+        double logdet;
+        if (!fo__check_goes(c, "round trip", done, most, FO__SHARE_INVERSE))
+            break;
+        logdet = fo__check_some(c, done, FO__MIN(most - done, ws->batch), z, terms);
+        if (done == 0)
+            *first_logdet = logdet;
+    }
     fo__free(ws->fo, terms);
     fo__free(ws->fo, z);
     return ws->fo->failed;
@@ -11334,15 +11515,16 @@ static double fo__check_slope(fo_workspace *ws, const fo_param_info *p, const fo
     return fabs((up - down) / (2 * h * slope) - slope) / FO__MAX(slope, 0.01 * largest);
 }
 
-static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check_report *report) {
+static fo_result fo__check_gradient(fo_flow *flow, fo__check *c) {
+    const int     prime = 7919, count = flow->params.count, stride = count % prime ? prime : 1;
     const int64_t most = flow->size > 256 ? 8 : 32; /* the loss is made twice for each parameter */
-    int64_t       rows = FO__MIN(fo_data_count(data), most), n = flow->params.size;
+    int64_t       rows = FO__MIN(fo_data_count(c->data), most), n = flow->params.size;
     fo_workspace *ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
     fo_real      *grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
     double        loss = 0, largest = 0;
     int           i;
     if (ws && grad) {
-        ws->data = data;
+        ws->data = c->data;
         fo__fill(ws, 0, rows, 0);
         loss = fo__check_loss(ws);
         fo__train_backward(ws);
@@ -11354,12 +11536,16 @@ static fo_result fo__check_gradient(fo_flow *flow, const fo_data *data, fo_check
         }
         largest = sqrt(largest);
     }
-    for (i = 0; i < flow->params.count && flow->fo->failed == FO_OK; i++) {
-        const fo_param_info *p = &flow->params.list[i].info;
-        double error = fo__check_slope(ws, p, grad + p->offset, grad + n + p->offset, loss,
-                                       largest);
-        report->gradient = FO__MAX(report->gradient, error);
+    for (i = 0; i < count && flow->fo->failed == FO_OK; i++) {
+        const fo_param_info *p = &flow->params.list[(int64_t)i * stride % count].info;
+        double               error;
+        if (!fo__check_goes(c, "gradient", i, count, 1))
+            break;
+        error = fo__check_slope(ws, p, grad + p->offset, grad + n + p->offset, loss, largest);
+        c->report->gradient = FO__MAX(c->report->gradient, error);
+        c->report->parameters++;
     }
+    c->report->parameters_of = count;
     fo__free(flow->fo, grad);
     fo_workspace_free(ws);
     return flow->fo->failed;
@@ -11388,20 +11574,27 @@ static int fo__check_untouched(fo_flow *flow) {
     return count;
 }
 
-fo_result fo_check(fo_flow *flow, const fo_data *data, fo_check_report *report) {
-    fo_workspace *ws;
-    double        logdet = 0;
+fo_result fo_check(fo_flow *flow, const fo_data *data, const fo_check_desc *desc,
+                   fo_check_report *report) {
+    fo__check c;
+    double    logdet = 0;
     if (flow == NULL || report == NULL)
         return FO_ERR_ARGUMENT;
+    memset(&c, 0, sizeof c);
     memset(report, 0, sizeof *report);
     if (flow->fo->failed != FO_OK || fo__check_data(flow->fo, flow, data) != FO_OK)
         return flow->fo->failed;
-    ws = fo__workspace_make(flow->fo, flow, 64, 0, 0);
-    if (ws && fo__check_inverse(ws, data, report, &logdet) == FO_OK &&
-        fo__check_jacobian(ws, data, logdet, report) == FO_OK && flow->params.size)
-        fo__check_gradient(flow, data, report);
+    if (desc)
+        c.desc = *desc;
+    if (c.desc.seconds == 0)
+        c.desc.seconds = 30;
+    c.report = report, c.data = data, c.begin = fo_clock();
+    c.ws     = fo__workspace_make(flow->fo, flow, 8, 0, 0);
+    if (c.ws && fo__check_inverse(&c, &logdet) == FO_OK && fo__check_jacobian(&c, logdet) == FO_OK &&
+        flow->params.size && !c.stopped)
+        fo__check_gradient(flow, &c);
     report->untouched = flow->fo->failed ? 0 : fo__check_untouched(flow);
-    fo_workspace_free(ws);
+    fo_workspace_free(c.ws);
     return flow->fo->failed;
 }
 

@@ -161,7 +161,7 @@ int main(void) {
     desc.batch    = 64;
     desc.progress = fo_progress_bar;
     fo_train(flow, data, &desc);
-    if (fo_check(flow, data, &report) == FO_OK) /* are the new op and the new layer right? */
+    if (fo_check(flow, data, NULL, &report) == FO_OK) /* are op and layer right? */
         printf("%sround trip %.2g, logdet against a numeric Jacobian %.2g, gradient %.2g\n",
                fo_flow_text(flow), report.round_trip, report.jacobian, report.gradient);
     int failed = fo_failed(fo) != FO_OK;

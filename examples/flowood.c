@@ -841,20 +841,20 @@ static int check(void *options_read) {
     if (flow)
         data = o->data.given ? load_for(fo, flow, o->model.text, o->data.text, 64)
                              : any_data(fo, fo_flow_shape(flow), &values);
-    if (data && fo_check(flow, data, &r) == FO_OK) {
+    if (data && fo_check(flow, data, NULL, &r) == FO_OK) {
         bad = !(r.round_trip < 1e-2) || !(r.logdet_pair < 1e-5) || !(r.jacobian < 1e-2) ||
               !(r.gradient < 5e-2) || r.untouched > 0;
         printf("round trip   %.3g  max |x - decode(encode(x))|, grey levels for images; < 0.01\n"
                "logdet pair  %.3g  |logdet(encode) + logdet(decode)|, relative; < 1e-5\n",
                r.round_trip, r.logdet_pair);
-        if (r.jacobian < 0)
-            printf("jacobian     not measured: more than 1024 dimensions\n");
+        printf("jacobian     %.3g  |logdet - numeric log|det J||, relative; < 0.01; ", r.jacobian);
+        if (r.columns)
+            printf("the whole flow\n");
         else
-            printf("jacobian     %.3g  |logdet - numeric log|det J||, relative; < 0.01\n",
-                   r.jacobian);
-        printf("gradient     %.3g  numeric against analytic, relative; < 0.05\n"
+            printf("%d of %d layers, one by one\n", r.layers, r.layers_of);
+        printf("gradient     %.3g  numeric against analytic, relative; < 0.05; %d of %d parameters\n"
                "untouched    %d  elements that no coupling changes; 0\n%s\n",
-               r.gradient, r.untouched, bad ? "FAILED" : "ok");
+               r.gradient, r.parameters, r.parameters_of, r.untouched, bad ? "FAILED" : "ok");
     }
     free(values);
     return close_context(fo, bad);

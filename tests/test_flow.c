@@ -471,10 +471,13 @@ static void test_check(void) {
         fo_flow        *flow;
         fo_data        *data;
         fo_check_report r;
+        fo_check_desc   desc;
         fo_register_net(fo, &branches);
         flow = random_flow(fo, flows[i], 0.2);
         data = make_data(fo, flow, &s, 20);
-        CHECK(flow && data && fo_check(flow, data, &r) == FO_OK);
+        memset(&desc, 0, sizeof desc);
+        desc.seconds = 1e9; /* all of it, however slow this machine is */
+        CHECK(flow && data && fo_check(flow, data, &desc, &r) == FO_OK);
         if (!(r.round_trip < 1e-3 && r.logdet_pair < 1e-3 && r.gradient < 1e-2))
             printf("%s: round trip %g, logdet %g, jacobian %g, gradient %g\n", flows[i],
                    r.round_trip, r.logdet_pair, r.jacobian, r.gradient);
@@ -482,9 +485,71 @@ static void test_check(void) {
         CHECK(r.logdet_pair < (IS_DOUBLE ? 1e-6 : 1e-4));
         CHECK(r.jacobian >= 0 && r.jacobian < (IS_DOUBLE ? 1e-6 : 2e-2));
         CHECK(r.gradient > 0 && r.gradient < (IS_DOUBLE ? 1e-6 : 2e-2));
-        CHECK(r.untouched == 0);
+        CHECK(r.untouched == 0 && r.samples == 20);
+        CHECK(r.columns == fo_shape_count(fo_flow_shape(flow)) && r.layers == r.layers_of);
+        CHECK(r.parameters == r.parameters_of && r.parameters == fo_param_count(flow));
         fo_close(fo);
     }
+}
+
+/* More than 1024 dimensions are measured layer by layer; and a logdet that lies is found there. */
+static void lying_rows(fo_pass *p, int64_t begin, int64_t end) {
+    int64_t r, i;
+    for (r = begin; r < end; r++) {
+        for (i = 0; i < p->layer->width; i++)
+            p->x[r * p->size + i] *= p->direction == FO_ENCODE ? 2 : (fo_real)0.5;
+        p->logdet[r] = (p->direction == FO_ENCODE ? 1 : -1) * 0.7 * (double)p->layer->width;
+    }
+}
+
+static int stop_later(void *user, const char *part, int64_t done, int64_t of) {
+    CHECK(part[0] && done >= 0 && done < of);
+    return --*(int *)user == 0;
+}
+
+static void test_check_layers(void) {
+    enum { N = 4, SIZE = 4 * 18 * 18 };
+    static unsigned char pixels[N * SIZE];
+    fo_context     *fo = fo_open(NULL);
+    fo_layer_kind   lying;
+    fo_flow        *flow;
+    fo_data        *data = fo_data_view(fo, pixels, FO_U8, N, shape_of(4, 18, 18));
+    fo_check_report r;
+    fo_check_desc   desc;
+    int64_t         i;
+    int             left;
+    for (i = 0; i < N * SIZE; i++)
+        pixels[i] = (unsigned char)(i * i % 251);
+    flow = random_flow(fo, "input 4x18x18\ndequantize\nlogit alpha=0.05\nactnorm\nconv1x1\n"
+                           "coupling mask=checkerboard:0 net=mlp hidden=8\nsqueeze\nconv1x1 lu=1\n"
+                           "coupling mask=channel:1 net=mlp hidden=8\nsplit\n"
+                           "coupling mask=channel:0 net=mlp hidden=8\npermute seed=3\n"
+                           "additive mask=channel:1 net=mlp hidden=8\n", 0.2);
+    memset(&desc, 0, sizeof desc);
+    desc.seconds = 1e9;
+    CHECK(fo_check(flow, data, &desc, &r) == FO_OK);
+    CHECK(r.columns == 0 && r.layers == r.layers_of && r.layers == fo_flow_layers(flow));
+    CHECK(r.jacobian >= 0 && r.jacobian < (IS_DOUBLE ? 1e-6 : 3e-3));
+    CHECK(r.samples == N && r.parameters == r.parameters_of && r.parameters > 0);
+
+    desc.progress = stop_later, desc.user = &left;
+    for (left = 1; left > 0;) { /* stopped at any place: what was seen so far, and no error */
+        int asked = left;
+        CHECK(fo_check(flow, data, &desc, &r) == FO_OK);
+        CHECK(r.layers < r.layers_of || r.parameters < r.parameters_of || left > 0);
+        left = left > 0 ? 0 : asked + 4;
+    }
+    desc.progress = NULL, desc.seconds = 1e-9; /* no time at all */
+    CHECK(fo_check(flow, data, &desc, &r) == FO_OK && r.samples + r.layers + r.parameters == 0);
+    CHECK(r.jacobian == -1);
+
+    memset(&lying, 0, sizeof lying);
+    lying.name = "lying", lying.rows = lying_rows, lying.front = 1;
+    CHECK(fo_register_layer(fo, &lying) == FO_OK);
+    flow = fo_flow_parse(fo, "input 4x18x18\ndequantize\nlying\n");
+    CHECK(fo_check(flow, data, NULL, &r) == FO_OK);
+    CHECK(r.columns == 0 && r.layers == 2 && r.jacobian > 5e-3);
+    fo_close(fo);
 }
 
 static fo_result lie_shape(fo_tensor *out) {
@@ -518,12 +583,12 @@ static void test_check_finds(void) {
     CHECK(fo_add_standardize(flow) == FO_OK);
     CHECK(fo_add_coupling(flow, fo_mask_halves(0), fo_net_named("lie")) == FO_OK);
     CHECK(strstr(fo_flow_text(flow), "net=lie hidden=512") != NULL);
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), &r) == FO_OK);
+    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK);
     CHECK(r.gradient > 0.1 && r.round_trip < 1e-3 && r.jacobian < 2e-2);
     flow = random_flow(fo, "input 6\n2* coupling mask=map:2c3x1p hidden=4", 0.3);
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), &r) == FO_OK && r.untouched == 3);
+    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 3);
     flow = fo_flow_parse(fo, "input 6\nstandardize\n");
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), &r) == FO_OK && r.untouched == 6);
+    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 6);
     fo_close(fo);
 }
 
@@ -818,6 +883,7 @@ int main(void) {
     test_bad_text();
     test_misuse();
     test_check();
+    test_check_layers();
     test_check_finds();
     test_round_trip();
     test_integral();

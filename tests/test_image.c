@@ -1050,7 +1050,7 @@ static void test_check(void) {
             kept = (fo_real *)malloc(BYTES(n + flow->buffers.size + 1));
             memcpy(kept, flow->values, BYTES(n));
             memcpy(kept + n, flow->buffer_values, BYTES(flow->buffers.size));
-            CHECK(fo_check(flow, make_data(fo, 20, fo_flow_shape(flow)), &r) == FO_OK);
+            CHECK(fo_check(flow, make_data(fo, 20, fo_flow_shape(flow)), NULL, &r) == FO_OK);
             if (!(r.round_trip < 1e-2 && r.logdet_pair < 1e-4 && r.jacobian < 2e-2 &&
                   r.gradient < (IS_DOUBLE ? 1e-3 : 0.3)))
                 printf("%s: round trip %g, logdet %g, jacobian %g, gradient %g %s\n", checked[i],
@@ -1536,7 +1536,7 @@ static void test_user_image_net(void) {
     CHECK(fo_register_net(fo, &pair) == FO_OK);
     flow = fo_flow_parse(fo, "input 2x4x4\ndequantize\nlogit\n"
                              "2* coupling mask=vertical:% net=pair channels=5\n");
-    CHECK(flow && fo_check(flow, make_data(fo, 8, shape_of(2, 4, 4)), &report) == FO_OK);
+    CHECK(flow && fo_check(flow, make_data(fo, 8, shape_of(2, 4, 4)), NULL, &report) == FO_OK);
     CHECK(report.jacobian < (IS_DOUBLE ? 1e-6 : 1e-2) && report.untouched == 0);
     CHECK(report.gradient < (IS_DOUBLE ? 1e-3 : 0.3));
     fo_close(fo);

@@ -1625,7 +1625,7 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     STAGE(ws = fo_workspace_create(fo, back, 4));
     STAGE(fo_score(ws, data, 0, 12, "likelihood", score));
     STAGE(fo_sample(ws, 1, 9, 1, out));
-    STAGE(fo_check(back, data, &report));
+    STAGE(fo_check(back, data, NULL, &report));
     fo_workspace_free(ws), fo_flow_free(back);
     STAGE(back = fo_flow_parse(fo, "input 6\nstandardize\ncoupling mask=random:1 hidden=5 "
                                    "depth=2 bottleneck=3\nadditive mask=map:3c3x hidden=4"));
