@@ -11590,8 +11590,8 @@ fo_result fo_check(fo_flow *flow, const fo_data *data, const fo_check_desc *desc
         c.desc.seconds = 30;
     c.report = report, c.data = data, c.begin = fo_clock();
     c.ws     = fo__workspace_make(flow->fo, flow, 8, 0, 0);
-    if (c.ws && fo__check_inverse(&c, &logdet) == FO_OK && fo__check_jacobian(&c, logdet) == FO_OK &&
-        flow->params.size && !c.stopped)
+    if (c.ws && fo__check_inverse(&c, &logdet) == FO_OK &&
+        fo__check_jacobian(&c, logdet) == FO_OK && flow->params.size && !c.stopped)
         fo__check_gradient(flow, &c);
     report->untouched = flow->fo->failed ? 0 : fo__check_untouched(flow);
     fo_workspace_free(c.ws);

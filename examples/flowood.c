@@ -852,7 +852,8 @@ static int check(void *options_read) {
             printf("the whole flow\n");
         else
             printf("%d of %d layers, one by one\n", r.layers, r.layers_of);
-        printf("gradient     %.3g  numeric against analytic, relative; < 0.05; %d of %d parameters\n"
+        printf("gradient     %.3g  numeric against analytic, relative; < 0.05; %d of %d "
+               "parameters\n"
                "untouched    %d  elements that no coupling changes; 0\n%s\n",
                r.gradient, r.parameters, r.parameters_of, r.untouched, bad ? "FAILED" : "ok");
     }
