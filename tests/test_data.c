@@ -1027,6 +1027,119 @@ static void test_archive_memory(void) {
     fo_close(fo);
 }
 
+/* What was written is what is read: a changed byte of the values is told, a changed order of the
+   arrays is none, and who edits values may take the note out. */
+static void test_checksum(void) {
+    static const float values[2][3] = {{1, 2, 3}, {4, 5, 6}};
+    fo_array      arrays[2] = {{"a", FO_F32, 1, {3, 0, 0, 0}, values[0]},
+                               {"b", FO_F32, 1, {3, 0, 0, 0}, values[1]}};
+    fo_array      turned[2];
+    unsigned char bytes[1024];
+    char          sum[20];
+    fo_context   *fo = fo_open(NULL);
+    fo_archive   *a;
+    size_t        n, i, told = 0;
+    turned[0] = arrays[1], turned[1] = arrays[0];
+    CHECK(fo_archive_save(fo, temp("sum"), arrays, 2, NULL, 0) == FO_OK);
+    n = get(temp("sum"), bytes, sizeof bytes);
+    a = fo_archive_open(fo, temp("sum"));
+    CHECK(a && strlen(fo_archive_note(a, "flowood.checksum")) == 16);
+    snprintf(sum, sizeof sum, "%s", a ? fo_archive_note(a, "flowood.checksum") : "");
+    CHECK(fo_archive_save(fo, temp("sum"), turned, 2, NULL, 0) == FO_OK);
+    a = fo_archive_open(fo, temp("sum"));
+    CHECK(a && strcmp(fo_archive_note(a, "flowood.checksum"), sum) == 0);
+    for (i = 1; i <= 24; i++) {
+        bytes[n - i] = (unsigned char)(bytes[n - i] ^ 1 << i % 8);
+        fo_clear_error(fo);
+        told += fo_archive_open(fo, put("sum", bytes, n)) == NULL &&
+                strstr(fo_error(fo), "flowood.checksum") != NULL;
+        bytes[n - i] = (unsigned char)(bytes[n - i] ^ 1 << i % 8);
+    }
+    CHECK(told == 24);
+    fo_clear_error(fo);
+    for (i = 8; i + 16 < n && memcmp(bytes + i, "flowood.checksum", 16) != 0;)
+        i++;
+    memcpy(bytes + i, "flowood.nochecks", 16);
+    bytes[n - 1] = 0;
+    CHECK(fo_archive_open(fo, put("sum", bytes, n)) != NULL);
+    fo_close(fo);
+}
+
+/* What its first bytes give away is refused without a look at the rest. */
+static void test_first_bytes(void) {
+    static const char *const say[4] = {"neither IDX", "cut short", "more", "gzip"};
+    const size_t   n     = 20000000;
+    unsigned char *bytes = (unsigned char *)calloc(n, 1);
+    int            kind;
+    for (kind = 0; bytes && kind < 4; kind++) {
+        fo_context *fo = fo_open(NULL);
+        memset(bytes, 0, 128);
+        if (kind == 1) /* ten times as much as there is: 1032 times may be true of gzip only */
+            npy_of(bytes, "{'descr': '|u1', 'fortran_order': False, 'shape': (200000000,)}", 0);
+        if (kind == 2)
+            npy_of(bytes, "{'descr': '|u1', 'fortran_order': False, 'shape': (1000,)}", 0);
+        if (kind == 3)
+            memcpy(bytes, "\x1f\x8b\x08\0\0\0\0\0\0\x03\7", 11);
+        CHECK(fo_load(fo, put("first", bytes, n)) == NULL && fo_failed(fo) == FO_ERR_FORMAT);
+        CHECK(strstr(fo_error(fo), say[kind]) != NULL && fo_memory(fo).peak < 1000000);
+        fo_clear_error(fo);
+        CHECK(fo_archive_open(fo, temp("first")) == NULL && fo_failed(fo) == FO_ERR_FORMAT);
+        CHECK(fo_memory(fo).peak < 1000000);
+        fo_close(fo);
+    }
+    free(bytes);
+}
+
+/* A table that is packed better than samples ever are is not unpacked on its header's word. */
+static void test_packed_claims(void) {
+    const size_t   n    = 90000000;
+    unsigned char *in   = (unsigned char *)calloc(n, 1), *out = (unsigned char *)malloc(n / 100);
+    fo_context    *fo   = fo_open(NULL);
+    size_t         packed;
+    if (in && out) {
+        memcpy(in, "\0\0\x08\x01", 4);
+        fo__set_be32(in + 4, (uint32_t)(n - 8));
+        packed = gzip_of(in, n, out, 1);
+        CHECK(packed < n / 100 && fo_load(fo, put("first", out, packed)) == NULL);
+        CHECK(strstr(fo_error(fo), "unpack it first") && fo_memory(fo).peak < 1000000);
+    }
+    fo_close(fo);
+    free(in);
+    free(out);
+}
+
+/* An archive of very many arrays and notes is read in less than quadratic time. */
+static void test_archive_crowd(void) {
+    const size_t  room  = 3000000;
+    char         *bytes = (char *)malloc(room);
+    fo_context   *fo    = fo_open(NULL);
+    fo_archive   *a;
+    const fo_array *last;
+    uint64_t      length;
+    size_t        at = 8;
+    int           i, n = 20000;
+    if (bytes) {
+        at += (size_t)snprintf(bytes + at, room - at, "{\"__metadata__\":{");
+        for (i = 0; i < n; i++)
+            at += (size_t)snprintf(bytes + at, room - at, "%s\"k%d\":\"%d\"", i ? "," : "", i, i);
+        for (i = 0; i < n; i++)
+            at += (size_t)snprintf(bytes + at, room - at, "%s\"a%d\":{\"dtype\":\"U8\",\"shape\":"
+                                   "[1],\"data_offsets\":[%d,%d]}", i ? "," : "},", n - i,
+                                   n - 1 - i, n - i);
+        at += (size_t)snprintf(bytes + at, room - at, "}");
+        length = at - 8;
+        memcpy(bytes, &length, 8);
+        for (i = 0; i < n; i++)
+            bytes[at++] = (char)(i % 100);
+        a    = fo_archive_open_memory(fo, bytes, at);
+        last = fo_archive_find(a, "a20000");
+        CHECK(fo_archive_count(a) == n && strcmp(fo_archive_note(a, "k19999"), "19999") == 0);
+        CHECK(last == fo_archive_at(a, 0) && last && *(const char *)last->values == 99);
+    }
+    fo_close(fo);
+    free(bytes);
+}
+
 static int near(double a, double b) { return fabs(a - b) < 1e-14; }
 
 /* FPR at 95 % of the in-distribution samples kept, by trying every threshold. */
@@ -1114,7 +1227,7 @@ static void test_parts(void) {
 static void remove_files(void) {
     static const char *const name[] = {"bad", "u1", "f2", "f4", "f8", "good", "idx", "labels", "gz",
                                        "flip", "large", "bomb", "empty", "out", "png", "golden",
-                                       "st", "odd", "job", "full", "two"};
+                                       "st", "odd", "job", "full", "two", "sum", "first"};
     size_t i;
     for (i = 0; i < sizeof name / sizeof name[0]; i++)
         remove(temp(name[i]));
@@ -1142,6 +1255,10 @@ int main(int argc, char **argv) {
     test_write_faults();
     test_two_writers();
     test_archive_memory();
+    test_checksum();
+    test_first_bytes();
+    test_packed_claims();
+    test_archive_crowd();
     test_measure();
     test_parts();
     remove_files();
