@@ -3549,7 +3549,7 @@ fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channe
    Invariants a file is hostile: its header is read and compared with the file's size before the
               values are; nothing is looked up by scanning; what we wrote carries a checksum
    Callers    users; >>checkpoint
-   Cost       the checksum takes 8 bytes in about 5 cycles
+   Cost       the checksum reads several GB/s, a fraction of what writing takes
    ============================================================================================= */
 
 /* What look-ups and comparisons go by: a text, or a number where there is none. */
@@ -3634,15 +3634,26 @@ static fo_result fo__archive_index(fo_archive *a, fo__arena *arena) {
 
 /* ---- the checksum ---------------------------------------------------------------------------- */
 
-/* Continues `sum` over n bytes. Every step is one-to-one: a single changed word is always seen. */
+static uint64_t fo__checksum_word(uint64_t sum, uint64_t word) {
+    sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+    return sum ^ sum >> 32;
+}
+
+/* Continues `sum` over n bytes, in four lanes that do not wait for each other. Every step is
+   one-to-one: a single changed word is always seen. */
 static uint64_t fo__checksum(uint64_t sum, const void *bytes, size_t n) {
     const unsigned char *at = (const unsigned char *)bytes;
-    for (; n > 0; n -= FO__MIN(n, 8), at += 8) {
-        uint64_t word = 0;
-        memcpy(&word, at, FO__MIN(n, 8));
-        sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
-        sum ^= sum >> 32;
+    uint64_t             a = sum, b = sum, c = sum, d = sum, word[4];
+    for (; n >= 32; n -= 32, at += 32) {
+        memcpy(word, at, 32);
+        a = fo__checksum_word(a, word[0]);
+        b = fo__checksum_word(b, word[1]);
+        c = fo__checksum_word(c, word[2]);
+        d = fo__checksum_word(d, word[3]);
     }
+    sum = fo__checksum_word(fo__checksum_word(fo__checksum_word(a, b), c), d);
+    for (; n > 0; n--)
+        sum = fo__checksum_word(sum, *at++);
     return sum;
 }
 
