@@ -875,7 +875,140 @@ static void test_map_mask(void) {
     fo_close(fo);
 }
 
+/* What a net or layer does not read is refused with what it reads; one name for a bottleneck. */
+static void test_settings(void) {
+    static const struct { const char *line, *say; } bad[] = {
+        {"coupling mask=halves:0 net=mlp neck=10", "it reads hidden, depth, bottleneck, act"},
+        {"coupling mask=halves:0 net=mlp channels=3", "unknown setting 'channels' of net=mlp"},
+        {"coupling mask=cycle:0 net=glow blocks=2", "of net=glow: it reads channels"},
+        {"coupling mask=cycle:0 net=highway bottleneck=2", "it reads channels, depth, act"},
+        {"coupling mask=cycle:0 net=resnet hidden=2", "it reads channels, blocks, bottleneck"},
+        {"coupling mask=cycle:0 net=resnet bottleneck=4 skip=1", "around the bottleneck"},
+        {"coupling mask=cycle:0 net=resnet skip=2", "whole number between 0 and 1"},
+        {"actnorm lu=1", "it has no settings"},
+        {"logit beta=1", "it reads alpha"},
+        {"permute seed=2 reverse=1", "leave one of them out"},
+        {"squeeze order=odd", "one of 'plain alt'"}};
+    fo_context *fo = fo_open(NULL);
+    fo_flow    *flow, *other;
+    fo_net      net = fo_net_named("resnet");
+    int         i;
+    for (i = 0; i < COUNT(bad); i++) {
+        flow = fo_flow_create(fo, shape_of(1, 4, 4));
+        REFUSED(fo_add_layer(flow, bad[i].line), bad[i].say);
+    }
+    net.hidden = 5; /* the same from C */
+    flow       = fo_flow_create(fo, shape_of(1, 4, 4));
+    REFUSED(fo_add_coupling(flow, fo_mask_cycle(0), net), "unknown setting 'hidden' of net=resnet");
+    net.hidden = 0, net.channels = 2, net.blocks = 1;
+    flow       = fo_flow_create(fo, shape_of(1, 4, 4));
+    for (i = -1; i <= 1; i++) { /* skip can be set both ways */
+        net.skip = i;
+        CHECK(fo_add_coupling(flow, fo_mask_cycle(0), net) == FO_OK);
+        CHECK(strcmp(fo_flow_layer_text(flow, i + 1), i < 0
+                     ? "coupling mask=cycle:0 net=resnet channels=2 blocks=1 skip=0"
+                     : "coupling mask=cycle:0 net=resnet channels=2 blocks=1") == 0);
+    }
+    flow  = fo_flow_parse(fo, "input 1x4x4\ncoupling mask=cycle:0 net=resnet channels=2 neck=3");
+    other = fo_flow_parse(fo, "input 1x4x4\n"
+                              "coupling mask=cycle:0 net=resnet channels=2 bottleneck=3");
+    CHECK(flow && other && strcmp(fo_flow_text(flow), fo_flow_text(other)) == 0 &&
+          strstr(fo_flow_text(flow), "bottleneck=3")); /* the name of old files */
+    flow  = fo_flow_parse(fo, "input 2x4x4\ncoupling mask=channel:0 net=highway depth=1");
+    other = fo_flow_parse(fo, "input 2x4x4\ncoupling mask=channel:0 net=highway");
+    CHECK(flow && fo_param_count(flow) == 2 + 2 * (2 + 2 * 1));
+    CHECK(other && fo_param_count(other) == 2 + 2 * (2 + 2 * 3));
+    CHECK(strstr(fo_flow_text(flow), "depth=1") && !strstr(fo_flow_text(other), "depth"));
+    CHECK(fo_failed(fo) == FO_OK);
+    fo_close(fo);
+}
+
+/* The text is that of all layers, whenever it was asked for; input takes layers behind it. */
+static void test_whole_text(void) {
+    static const struct { const char *text, *say; } bad[] = {
+        {"input 4 hello\n", "'input 4 hello'"}, {"input 1x4x4x9\n", "'input 1x4x4x9'"},
+        {"input 4294967300\n", "input"},        {"inputs 4\n", "input"},
+        {"input 4; 2* 3* actnorm", "one repeat"},     {"input 4; 2* actnorm; 3* actnorm", "one repeat"},
+        {"input 4x4x4; squeeze; split; logit", "before any split"},
+        {"input 4x4x4; squeeze; split; standardize", "before any split"}};
+    const char *path = FILE_NAME("text");
+    fo_context *fo   = fo_open(NULL);
+    fo_flow    *flow = fo_flow_create(fo, shape_of(4, 1, 1));
+    int         i;
+    CHECK(strcmp(fo_flow_text(flow), "input 4\n") == 0);
+    CHECK(fo_add_coupling(flow, fo_mask_halves(0), fo_net_mlp(5, 1, 0)) == FO_OK);
+    CHECK(strstr(fo_flow_text(flow), "coupling"));
+    CHECK(fo_add_layer(flow, "actnorm") == FO_OK); /* shorter than what a cache would allow for */
+    CHECK(strcmp(fo_flow_text(flow), "input 4\ncoupling mask=halves:0 net=mlp hidden=5\n"
+                                     "actnorm\n") == 0);
+    CHECK(fo_save(flow, path) == FO_OK);
+    flow = fo_load_flow(fo, path);
+    CHECK(flow && fo_flow_layers(flow) == 2);
+    remove(path);
+    flow = fo_flow_parse(fo, "input 1x4x4; dequantize; logit; 3* coupling mask=cycle:% hidden=3");
+    CHECK(flow && fo_flow_layers(flow) == 5 &&
+          strcmp(fo_flow_layer_text(flow, 4), "coupling mask=cycle:2 net=mlp hidden=3") == 0);
+    for (i = 0; i < COUNT(bad); i++) {
+        CHECK(fo_flow_parse(fo, bad[i].text) == NULL);
+        if (strstr(fo_error(fo), bad[i].say) == NULL)
+            printf("'%s' does not say '%s'\n", fo_error(fo), bad[i].say);
+        CHECK(strstr(fo_error(fo), bad[i].say) != NULL);
+        fo_clear_error(fo);
+    }
+    CHECK(fo_flow_parse(fo, NULL) == NULL && strstr(fo_error(fo), "no text"));
+    fo_clear_error(fo);
+    REFUSED(fo_register_mask(fo, "cycle", diagonal, NULL), "'cycle' is the name of a built-in");
+    REFUSED(fo_register_mask(fo, "map", diagonal, NULL), "'map' is the name of a built-in");
+    flow = fo_flow_preset(fo, "mlp-cycle", shape_of(8, 1, 1));
+    CHECK(flow == NULL && strstr(fo_error(fo), "changes 0 of 8") &&
+          strstr(fo_error(fo), "tabular"));
+    fo_close(fo);
+}
+
+/* Data that a flow's first layers were not made for. */
+static void test_wrong_data(void) {
+    static fo_real x[6][16];
+    static const struct { double value; int ok; } values[] = {
+        {0, 1}, {255, 1}, {17, 1}, {0.5, 0}, {-1, 0}, {256, 0}, {1e30, 0}, {254.5, 0}};
+    fo_context   *fo = fo_open(NULL);
+    fo_flow      *flow = fo_flow_parse(fo, "input 1x4x4; dequantize; logit; coupling mask=cycle:0 "
+                                           "hidden=3");
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 4);
+    fo_data      *data = fo_data_view(fo, x, REAL_TYPE, 6, shape_of(1, 4, 4));
+    fo_train_desc d;
+    double        lp[6];
+    int           i;
+    memset(&d, 0, sizeof d);
+    d.steps = 5, d.batch = 4;
+    for (i = 0; i < COUNT(values); i++) {
+        x[4][9] = (fo_real)values[i].value;
+        if (values[i].ok) {
+            CHECK(fo_log_prob(ws, data, 0, 6, 0, lp) == FO_OK);
+            continue;
+        }
+        REFUSED(fo_log_prob(ws, data, 0, 6, 0, lp), "sample 4 has the value");
+        CHECK(fo_log_prob(ws, data, 0, 6, 0, lp) != FO_OK &&
+              strstr(fo_error(fo), "at element 9") && strstr(fo_error(fo), "multiply") &&
+              strstr(fo_error(fo), "standardize"));
+        fo_clear_error(fo);
+        REFUSED(fo_train(flow, data, &d), "sample 4 has the value");
+    }
+    flow = fo_flow_parse(fo, "input 1x4x4; logit; coupling mask=cycle:0 hidden=3");
+    ws   = fo_workspace_create(fo, flow, 4);
+    x[4][9] = 37;
+    REFUSED(fo_log_prob(ws, data, 0, 6, 0, lp), "add dequantize");
+    REFUSED(fo_flow_preset(fo, "mlp-cycle", shape_of(28, 28, 1)) ? FO_OK : fo_failed(fo),
+            "transpose it to N x C x H x W");
+    REFUSED(fo_flow_preset(fo, "glow-small", shape_of(32, 32, 3)) ? FO_OK : fo_failed(fo),
+            "transpose it to N x C x H x W");
+    CHECK(fo_flow_preset(fo, "tabular", shape_of(28, 28, 1)) != NULL);
+    fo_close(fo);
+}
+
 int main(void) {
+    test_settings();
+    test_whole_text();
+    test_wrong_data();
     test_golden();
     test_masks();
     test_bad_masks();
