@@ -7576,7 +7576,8 @@ static void fo__standardize_set(fo_pass *p, int64_t i, double mean, double std) 
     fo_real     *to    = p->buffers + i;
     if (!(fabs(mean) < 1e37 && std < 1e37))
         fo__fail(p->fo, FO_ERR_NUMERIC, "element %lld of the data has mean %g and standard "
-                 "deviation %g: too large for standardize; scale it first", (long long)i, mean, std);
+                 "deviation %g: too large for standardize; scale it first", (long long)i, mean,
+                 std);
     to[own->mean] = (fo_real)mean;
     to[own->rest] = (fo_real)(mean - (double)to[own->mean]);
     to[own->std]  = (fo_real)(std > least * fabs(mean) ? std : 0);
