@@ -677,6 +677,7 @@ FO_API fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t firs
    A row, added up from left to right, is log_prob to the last bit. */
 FO_API fo_result fo_log_prob_terms(fo_workspace *ws, const fo_data *data, int64_t first,
                                    int64_t count, int draw, double *terms);
+/* z[count][D]: what came through the last layer, then what the splits took out, the last first. */
 FO_API fo_result fo_encode(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                            int draw, fo_real *z);
 /* x[count][c*h*w]; after dequantize in grey levels clamped to 0..255: rounding restores the pixel.
@@ -9255,7 +9256,7 @@ fo_preset fo_preset_at(int i) {
          FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 bottleneck=10"),
          3e-3, 0, 0, 0, 16, 0},
         {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
-         FO__GLOW("16", "highway channels=200"), 5e-5, 0, 0, 0, 32, 1},
+         FO__GLOW("16", "highway channels=200 act=none"), 5e-5, 0, 0, 0, 32, 1},
         {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
          FO__GLOW("6", "highway channels=48"), 5e-4, 0, 0, 0, 32, 0}};
     const fo_preset none = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0};

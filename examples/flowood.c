@@ -894,6 +894,10 @@ static int info(void *options_read) {
                (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
         if (fo_flow_held_out_bpd(flow) == fo_flow_held_out_bpd(flow))
             printf("# held-out bpd %.4f\n", fo_flow_held_out_bpd(flow));
+        if (fo_flow_constants(flow, NULL) > 0)
+            printf("# %lld of %lld elements never changed in the training data\n",
+                   (long long)fo_flow_constants(flow, NULL),
+                   (long long)fo_shape_count(fo_flow_shape(flow)));
     }
     return close_context(fo, CLI_OK);
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# examples/from_flows_ood.py: each state_dict of tests/golden becomes its fixture to the last byte, and
-# what does not fit is refused in one line. test_image.c scores the fixtures.
+# examples/from_flows_ood.py: each state_dict of tests/golden becomes its fixture to the last byte,
+# and what does not fit is refused in one line. test_image.c scores the fixtures.
 if ! python3 -c 'import torch' 2> /dev/null; then
     echo "test_flows_ood: python3 with torch is not here"
     echo "0 passed, 0 failed, 1 skipped"

@@ -556,6 +556,25 @@ static void test_standardize_constant(void) {
     fo_close(fo);
 }
 
+/* Negative samples, fewer and elsewhere, are not measured. */
+static void test_standardize_negative(void) {
+    static double rows[40][2], ood[3][2] = {{1e5, 1e5}, {1e5, 1e5}, {1e5, 1e5}};
+    fo_context   *fo   = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = fo_flow_parse(fo, "input 2\nstandardize\ncoupling mask=halves:0 hidden=3");
+    watch         w;
+    fo_train_desc d = plain(&w, 1, 8);
+    int           i;
+    for (i = 0; i < 80; i++)
+        rows[i / 2][i % 2] = i / 2 % 2 ? 3 : 5;
+    d.negative = fo_data_view(fo, ood, FO_F64, 3, shape_of(2, 1, 1));
+    CHECK(fo_train(flow, fo_data_view(fo, rows, FO_F64, 40, shape_of(2, 1, 1)), &d) == FO_OK);
+    for (i = 0; i < 2; i++) {
+        CHECK_NEAR(flow->buffer_values[i], 4, 1e-6);
+        CHECK_NEAR(flow->buffer_values[2 + i], 1, 1e-6);
+    }
+    fo_close(fo);
+}
+
 /* Numbers that no flow can use are the data's fault, and the message says so. */
 static void test_huge(void) {
     static const char *const texts[] = {"input 2\ncoupling mask=halves:0 hidden=3\n",
@@ -1657,6 +1676,7 @@ int main(void) {
     test_standardize();
     test_standardize_offset();
     test_standardize_constant();
+    test_standardize_negative();
     test_huge();
     test_same_bits();
     test_presets();

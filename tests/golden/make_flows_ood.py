@@ -1,8 +1,8 @@
 """Checkpoints as the paper's own code (flows_ood) writes them, from a twin of its modules.
 
     python make_flows_ood.py        flows_ood_NAME.pt (a state_dict) and flows_ood_NAME.safetensors,
-                                    what examples/from_flows_ood.py makes of it; flows_ood.safetensors
-                                    has x and log_prob of every NAME
+                                    what examples/from_flows_ood.py makes of it;
+                                    flows_ood.safetensors has x and log_prob of every NAME
 
 The modules below have the names, the shapes and the mathematics of that code and none of its lines:
 they were written from a list of facts about it. Weights are exact in float32, everything is

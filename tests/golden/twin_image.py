@@ -547,7 +547,7 @@ PRESETS = {"realnvp-paper": (realnvp(64, 6), 14707336),
            "cycle-resnet-neck": (spatial("cycle", 4, 8, "net=resnet channels=16 blocks=2 neck=10"),
                                  None),
            "glow-small": (glow(48, 6), None),
-           "glow-paper": (glow(200, 16), 69378048)}
+           "glow-paper": (glow("200 act=none", 16), 69378048)}
 
 
 # --- weights --------------------------------------------------------------------------------------
