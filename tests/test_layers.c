@@ -336,7 +336,59 @@ static void test_net_settings(void) {
     fo_close(fo);
 }
 
+/* ---- a first layer that needs the data's own digits, and a buffer that files may lack --------- */
+
+static fo_result near_shape(fo_layer *layer) {
+    int64_t *at = (int64_t *)fo_layer_alloc(layer, sizeof *at);
+    if (at == NULL)
+        return FO_ERR_MEMORY;
+    *at        = fo_layer_optional(layer, "origin", layer->width, 1);
+    layer->own = at;
+    return *at < 0 ? FO_ERR_MEMORY : FO_OK;
+}
+
+/* y = x - 1e9 - origin, in double */
+static void near_rows(fo_pass *p, int64_t begin, int64_t end) {
+    const fo_real *origin = p->buffers + *(const int64_t *)p->layer->own;
+    int64_t        r, i;
+    for (r = begin; r < end; r++)
+        for (i = 0; i < p->size; i++)
+            p->x[r * p->size + i] = (fo_real)(fo_pass_input(p, r, i) - 1e9 - (double)origin[i]);
+}
+
+static void test_first_layer(void) {
+    static const double large[2][2] = {{1e9 + 0.5, 1e9 - 3}, {1e9 + 7, 1e9 + 0.25}};
+    const char   *path = FILE_NAME("layers_near"), *text = "input 2\nnear\n";
+    fo_context   *fo   = open_with(1, FO_SIMD_AUTO, 1);
+    fo_data      *data = fo_data_view(fo, large, FO_F64, 2, shape_of(2, 1, 1));
+    fo_layer_kind kind;
+    fo_flow      *flow;
+    fo_real       z[4] = {0, 0, 0, 0};
+    fo_array      other;
+    fo_note       note;
+    int           i;
+    memset(&kind, 0, sizeof kind);
+    kind.name = "near", kind.front = 1, kind.shape = near_shape, kind.rows = near_rows;
+    CHECK(fo_register_layer(fo, &kind) == FO_OK);
+    flow = fo_flow_parse(fo, text);
+    CHECK(flow && fo_encode(fo_workspace_create(fo, flow, 2), data, 0, 2, 0, z) == FO_OK);
+    for (i = 0; i < 4; i++) /* float has none of these digits at 1e9 */
+        CHECK_NEAR(z[i], large[i / 2][i % 2] - 1e9, 1e-7);
+    memset(&other, 0, sizeof other);
+    other.name = "unused", other.type = FO_F64, other.rank = 1, other.dim[0] = 4;
+    other.values = large;
+    note.key = "flowood.text", note.text = text;
+    CHECK(fo_archive_save(fo, path, &other, 1, &note, 1) == FO_OK);
+    flow = fo_load_flow(fo, path); /* without origin: 1 */
+    CHECK(flow && fo_encode(fo_workspace_create(fo, flow, 2), data, 0, 2, 0, z) == FO_OK);
+    CHECK_NEAR(z[0], -0.5, 1e-7);
+    CHECK(fo_failed(fo) == FO_OK);
+    remove(path);
+    fo_close(fo);
+}
+
 int main(void) {
+    test_first_layer();
     test_check();
     test_measure();
     test_refused();
