@@ -18,8 +18,8 @@
    It is      one file, C99 and C++11, that needs libc and libm; OpenMP is used where it is
               compiled in. Vector code is chosen at run time: plain `cc -O2 app.c -lm` is fast.
    It is not  a general deep-learning framework, and not for GPUs.
-   Beware     a context is for one thread at a time. Samples of a NULL or failed object fail
-              quietly: check fo_failed(fo) before you believe a result.
+   Beware     a context is for one thread at a time. Calls with NULL for an object change nothing
+              and return an error: check fo_failed(fo) before you believe a result.
 
    >>program
 
@@ -96,8 +96,9 @@
                   allocates nothing; scoring allocates nothing at all. fo_train_desc.memory_mb
                   trades time for memory, to the same bits.
      Errors       the library never prints (fo_progress_bar is a callback that you choose), aborts,
-                  exits or asserts on input. Functions return fo_result or NULL, and the context
-                  keeps the first message until fo_clear_error.
+                  exits or asserts on input. Functions return fo_result or NULL; the context
+                  keeps the first message until fo_clear_error. Errors are local: a failed call
+                  changes nothing for later ones, except on an object that it left incomplete.
      Determinism  the same seed gives the same bits for any number of threads; a sample's score does
                   not depend on the batch it sits in; resuming equals going on. Another CPU may
                   choose other kernels, which agree to rounding.
@@ -203,7 +204,7 @@ typedef struct fo_desc {
     fo_simd  simd;
     /* The one allocation funnel. size 0 frees; NULL means failure. Default: realloc and free. */
     void *(*realloc_fn)(void *user, void *ptr, size_t old_size, size_t new_size);
-    /* Called once for each new error, before the failing call returns. Default: nothing. */
+    /* Called once for each call that fails, before it returns. Default: nothing. */
     void (*error_fn)(void *user, fo_result code, const char *message);
     void *user;       /* handed to both functions */
 } fo_desc;
@@ -219,13 +220,16 @@ FO_API void        fo_close(fo_context *fo); /* frees every object of this conte
 FO_API fo_desc     fo_get_desc(const fo_context *fo); /* defaults resolved */
 FO_API fo_memory_stats fo_memory(const fo_context *fo);
 
-/* Errors are sticky: the first one since fo_clear_error stays, later calls that stand on the
-   failed object fail quietly, so a program may check once at its end. */
+/* Every call reports its own result and no other: what failed earlier stops nothing but calls on
+   an object that was left incomplete, such as a flow that a layer could not be added to. The first
+   error since fo_clear_error is kept beside that, so that a program may check once at its end. */
 FO_API fo_result   fo_failed(const fo_context *fo); /* FO_OK or the first error's code */
-FO_API const char *fo_error(const fo_context *fo);  /* "" when nothing failed          */
+FO_API const char *fo_error(const fo_context *fo);  /* its message, "" when nothing failed */
 FO_API void        fo_clear_error(fo_context *fo);
 FO_API const char *fo_result_name(fo_result code);
-/* For callbacks and user-defined ops: record an error with a printf-like message; returns code. */
+/* Records an error with a printf-like message; returns code. From a user's op, net or mask it makes
+   the call fail that runs it. Progress functions and their like say by what they return whether
+   that call ends; what they call is not part of it. */
 FO_API fo_result   fo_fail(fo_context *fo, fo_result code, const char *format, ...);
 
 /* Seconds of a clock that does not jump, from an arbitrary start. */
@@ -657,9 +661,9 @@ FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_
 /* What one thread needs to run a flow on up to `batch` (0: 256) samples at a time. It belongs to
    `fo`, which may differ from the flow's context: a thread of its own opens a context of its own.
    The flow must not be trained meanwhile. After creation no scoring call allocates. The first call
-   of fo_workspace_create, fo_params, fo_train or fo_save makes a flow that was built ready: layers
-   are fixed and weights get their first values. That is for one thread; on a flow that is ready,
-   as one from fo_load_flow is, workspaces may be made and used by many. */
+   of fo_workspace_create, fo_params, fo_train or fo_save in the flow's own context makes it ready:
+   layers are fixed and weights get their first values. On a flow that is ready, as one from
+   fo_load_flow is, other contexts may make workspaces, from as many threads. */
 FO_API fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch);
 FO_API void          fo_workspace_free(fo_workspace *ws);
 
@@ -1250,8 +1254,12 @@ struct fo_context {
     fo_op             *ops; /* the table of built-in ops */
     fo__block         *blocks;
     fo_memory_stats    memory;
-    fo_result          failed;
+    fo_result          failed;  /* of the current public call */
+    int                inside;  /* calls that are parts of a call and do not start a new one */
+    char               latest[512]; /* message of the last call that failed */
+    fo_result          first;   /* since fo_clear_error, and its message */
     char               message[512];
+    int                telling; /* error_fn is running: it is not told of its own errors */
     fo__arena          arena; /* registered names, caches: whatever lives as long as the context */
     struct fo__registry *registry; /* nets, masks and layers by name */
 };
@@ -1265,13 +1273,58 @@ static void *fo__default_realloc(void *user, void *ptr, size_t old_size, size_t 
     return realloc(ptr, new_size);
 }
 
+/* Every public function that can fail begins with this: errors are local to a call. 0: there is
+   no object, hence no context that could keep a message. */
+static int fo__begin(fo_context *fo) {
+    if (fo && fo->inside == 0)
+        fo->failed = FO_OK;
+    return fo != NULL;
+}
+#define FO__BEGIN(object) fo__begin((object) ? (object)->fo : NULL)
+
+/* A function that is made of public ones stands between these two: what they report is its error,
+   and so is what a user's op, net or mask reports. */
+static void fo__enter(fo_context *fo) { fo->inside++; }
+
+static fo_result fo__leave(fo_context *fo) {
+    fo->inside--;
+    return fo->failed;
+}
+
+/* A progress function and its like stand between these two: whatever they call is a call of its
+   own, of which the interrupted one knows nothing. */
+typedef struct fo__interrupted { fo_result failed; int inside; } fo__interrupted;
+
+static fo__interrupted fo__interrupt(fo_context *fo) {
+    fo__interrupted call;
+    call.failed = fo->failed;
+    call.inside = fo->inside;
+    fo->failed  = FO_OK;
+    fo->inside  = 0;
+    return call;
+}
+
+static void fo__resume(fo_context *fo, fo__interrupted call) {
+    fo->failed = call.failed;
+    fo->inside = call.inside;
+}
+
 static fo_result fo__vfail(fo_context *fo, fo_result code, const char *format, va_list args) {
     if (fo == NULL || fo->failed != FO_OK)
-        return code; /* the first error explains the later ones */
+        return code; /* the first error of a call explains its later ones */
     fo->failed = code;
-    vsnprintf(fo->message, sizeof fo->message, format, args);
-    if (fo->desc.error_fn)
-        fo->desc.error_fn(fo->desc.user, code, fo->message);
+    vsnprintf(fo->latest, sizeof fo->latest, format, args);
+    if (fo->first == FO_OK) {
+        fo->first = code;
+        memcpy(fo->message, fo->latest, sizeof fo->message);
+    }
+    if (fo->desc.error_fn && !fo->telling) {
+        fo__interrupted call = fo__interrupt(fo);
+        fo->telling          = 1;
+        fo->desc.error_fn(fo->desc.user, code, fo->latest);
+        fo->telling          = 0;
+        fo__resume(fo, call);
+    }
     return code;
 }
 
@@ -1286,6 +1339,7 @@ static fo_result fo__fail(fo_context *fo, fo_result code, const char *format, ..
 
 fo_result fo_fail(fo_context *fo, fo_result code, const char *format, ...) {
     va_list args;
+    fo__begin(fo);
     va_start(args, format);
     code = fo__vfail(fo, code, format, args);
     va_end(args);
@@ -1420,7 +1474,7 @@ static char *fo__strdup(fo__arena *arena, const char *text) {
     return copy ? strcpy(copy, text) : NULL;
 }
 
-fo_result fo_failed(const fo_context *fo) { return fo ? fo->failed : FO_ERR_MEMORY; }
+fo_result fo_failed(const fo_context *fo) { return fo ? fo->first : FO_ERR_MEMORY; }
 
 const char *fo_error(const fo_context *fo) {
     return fo ? fo->message : "out of memory: no context could be opened";
@@ -1428,7 +1482,7 @@ const char *fo_error(const fo_context *fo) {
 
 void fo_clear_error(fo_context *fo) {
     if (fo) {
-        fo->failed     = FO_OK;
+        fo->first      = FO_OK;
         fo->message[0] = 0;
     }
 }
@@ -1536,7 +1590,7 @@ void fo_parallel_for(fo_context *fo, int64_t n, int64_t grain,
                      void (*fn)(void *arg, int64_t begin, int64_t end), void *arg) {
 #if FO__OPENMP
     int64_t most = n / FO__MAX(grain, 1);
-    int     team = (int)FO__MIN(most, (int64_t)fo->team);
+    int     team = (int)FO__MIN(most, (int64_t)(fo && fn ? fo->team : 1));
     if (team > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(team)
         {
@@ -1549,7 +1603,7 @@ void fo_parallel_for(fo_context *fo, int64_t n, int64_t grain,
     }
 #endif
     (void)fo, (void)grain;
-    if (n > 0)
+    if (n > 0 && fn)
         fn(arg, 0, n);
 }
 
@@ -3266,7 +3320,7 @@ fo_data *fo_load(fo_context *fo, const char *path) {
     fo_data       *data = NULL;
     memset(&f, 0, sizeof f);
     f.arena.fo = fo;
-    if (fo && fo__source_open(&f.source, fo, path) == FO_OK && fo__peek(&f) == FO_OK &&
+    if (fo__begin(fo) && fo__source_open(&f.source, fo, path) == FO_OK && fo__peek(&f) == FO_OK &&
         fo__read_header(&f) == FO_OK && fo__check_size(&f) == FO_OK)
         data = (fo_data *)fo__object(fo, sizeof *data);
     if (data && fo__read_values(&f, data) != FO_OK) {
@@ -3282,6 +3336,8 @@ fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t c
                       fo_shape shape) {
     int64_t  columns = fo_shape_count(shape);
     fo_data *data;
+    if (!fo__begin(fo))
+        return NULL;
     if (rows == NULL || (type != FO_U8 && type != FO_F32 && type != FO_F64) || count < 1 ||
         columns < 1 || count > INT64_MAX / 8 / columns) {
         fo__fail(fo, FO_ERR_ARGUMENT, "fo_data_view: %lld samples of %dx%dx%d %s: needed are rows "
@@ -3302,7 +3358,7 @@ fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t c
 
 fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count) {
     size_t bytes;
-    if (data == NULL)
+    if (!FO__BEGIN(data))
         return NULL;
     if (first < 0 || count < 1 || first > data->count - count) {
         fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_part: %lld samples from %lld on, of %lld",
@@ -3326,9 +3382,11 @@ int64_t fo_data_count(const fo_data *data) { return data ? data->count : 0; }
 fo_dtype fo_data_dtype(const fo_data *data) { return data ? data->type : FO_U8; }
 
 void fo_data_limit(fo_data *data, int64_t count) {
-    if (data && count < 1)
+    if (!FO__BEGIN(data))
+        return;
+    if (count < 1)
         fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_limit: keep at least 1 sample");
-    else if (data)
+    else
         data->count = FO__MIN(data->count, count);
 }
 
@@ -3340,11 +3398,11 @@ static void fo__data_rows(const fo_data *data, int64_t i, fo_real *out) {
 }
 
 fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out) {
-    if (data == NULL || out == NULL)
+    if (!FO__BEGIN(data))
         return FO_ERR_ARGUMENT;
-    if (i < 0 || i >= data->count)
-        return fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_get: sample %lld of %lld",
-                        (long long)i, (long long)data->count);
+    if (i < 0 || i >= data->count || out == NULL)
+        return fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_get: sample %lld of %lld%s",
+                        (long long)i, (long long)data->count, out ? "" : ", to nowhere");
     fo__data_rows(data, i, out);
     return FO_OK;
 }
@@ -3455,11 +3513,11 @@ static fo_result fo__check_array(fo_context *fo, const char *what, fo_dtype type
 
 fo_result fo_save_npy(fo_context *fo, const char *path, fo_dtype type, int rank,
                       const int64_t *dim, const void *values) {
-    fo_result  result = fo__check_array(fo, "fo_save_npy", type, rank, 8, dim, values);
     fo__writer w;
     int        k;
-    if (result != FO_OK)
-        return result;
+    if (!fo__begin(fo) ||
+        fo__check_array(fo, "fo_save_npy", type, rank, 8, dim, values) != FO_OK)
+        return FO_ERR_ARGUMENT;
     fo__write_begin(&w, fo, path);
     fo__write(&w, "\x93NUMPY\x01\0\xf6", 10); /* with its end, the header has 256 bytes */
     fo__print(&w, "{'descr': '%s', 'fortran_order': False, 'shape': (", fo__dtypes[type].npy);
@@ -3475,10 +3533,12 @@ fo_result fo_save_npy(fo_context *fo, const char *path, fo_dtype type, int rank,
 
 fo_result fo_save_idx(fo_context *fo, const char *path, int rank, const int64_t *dim,
                       const unsigned char *values) {
-    fo_result     result = fo__check_array(fo, "fo_save_idx", FO_U8, rank, 4, dim, values);
+    fo_result     result = FO_ERR_ARGUMENT;
     unsigned char head[20] = {0, 0, 8, 0};
     fo__writer    w;
     int           k;
+    if (fo__begin(fo))
+        result = fo__check_array(fo, "fo_save_idx", FO_U8, rank, 4, dim, values);
     for (k = 0; k < rank && result == FO_OK; k++) {
         if (dim[k] > UINT32_MAX)
             result = fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_idx: use .npy for large arrays");
@@ -3510,7 +3570,7 @@ fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channe
     size_t         row, i;
     fo__writer     writer;
     int            y;
-    if (fo == NULL || pixels == NULL || w < 1 || h < 1 || (channels != 1 && channels != 3) ||
+    if (!fo__begin(fo) || pixels == NULL || w < 1 || h < 1 || (channels != 1 && channels != 3) ||
         w > 65534 / channels || (double)w * h * channels > 1e9)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_png: %dx%d pixels, %d channels: needed are 1 "
                         "or 3 channels, at most 64 KB a row and 1 GB", w, h, channels);
@@ -3856,12 +3916,14 @@ static fo_archive *fo__archive_from(fo__source *s) {
 
 fo_archive *fo_archive_open(fo_context *fo, const char *path) {
     fo__source source;
-    return fo__source_open(&source, fo, path) == FO_OK ? fo__archive_from(&source) : NULL;
+    return fo__begin(fo) && fo__source_open(&source, fo, path) == FO_OK
+               ? fo__archive_from(&source) : NULL;
 }
 
 fo_archive *fo_archive_open_memory(fo_context *fo, const void *bytes, size_t size) {
     fo__source source;
-    return fo__source_memory(&source, fo, bytes, size) == FO_OK ? fo__archive_from(&source) : NULL;
+    return fo__begin(fo) && fo__source_memory(&source, fo, bytes, size) == FO_OK
+               ? fo__archive_from(&source) : NULL;
 }
 
 void fo_archive_free(fo_archive *archive) { fo__object_free(archive); }
@@ -4009,6 +4071,7 @@ fo_result fo_archive_save(fo_context *fo, const char *path, const fo_array *arra
     fo__contents contents;
     contents.arrays = arrays, contents.n = n;
     contents.notes = notes, contents.n_notes = n_notes;
+    fo__begin(fo);
     return fo__put_archive(fo, path ? path : "", NULL, NULL, &contents);
 }
 
@@ -4091,7 +4154,7 @@ fo_result fo_measure(fo_context *fo, const double *in, int64_t n_in, const doubl
     int64_t   n = n_in + n_ood, i;
     double    unused, error;
     fo__score *all;
-    if (fo == NULL || !in || !ood || !out || n_in < 1 || n_ood < 1)
+    if (!fo__begin(fo) || !in || !ood || !out || n_in < 1 || n_ood < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_measure: %lld scores in and %lld out of "
                         "distribution, each needs at least one", (long long)n_in, (long long)n_ood);
     all = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *all));
@@ -4162,7 +4225,7 @@ fo_result fo_alarm_limit(fo_context *fo, int64_t n, double alpha, double confide
     const double c = confidence;
     int64_t      low = 0, high = n + 1, k;
     double       needed;
-    if (!(alpha > 0 && alpha < 1) || !(c >= 0 && c < 1) || limit == NULL || n < 1)
+    if (!fo__begin(fo) || !(alpha > 0 && alpha < 1) || !(c >= 0 && c < 1) || limit == NULL || n < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "alpha=%g confidence=%g with %lld calibration "
                         "samples: alpha lies between 0 and 1, confidence in [0,1), and at least 1 "
                         "sample is needed", alpha, c, (long long)n);
@@ -4190,7 +4253,7 @@ fo_result fo_benjamini_hochberg(fo_context *fo, const double *p, int64_t n, doub
     fo__score *sorted;
     double     limit = -1;
     int64_t    i, found = 0;
-    if (fo == NULL || p == NULL || alarm == NULL || n < 1 || !(alpha > 0 && alpha < 1))
+    if (!fo__begin(fo) || p == NULL || alarm == NULL || n < 1 || !(alpha > 0 && alpha < 1))
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_benjamini_hochberg: %lld p-values, alpha=%g: at "
                         "least one, and an alpha between 0 and 1 are needed", (long long)n, alpha);
     for (i = 0; i < n; i++)
@@ -4231,7 +4294,7 @@ fo_result fo_martingale_start(fo_context *fo, fo_martingale *m, const double *ed
                               uint64_t seed) {
     fo__score *sorted;
     int64_t    i;
-    if (fo == NULL || m == NULL || !edge_statistics || !calibration_statistics || n < 1 ||
+    if (!fo__begin(fo) || m == NULL || !edge_statistics || !calibration_statistics || n < 1 ||
         calibration < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_martingale_start: statistics of at least one "
                         "sample for the edges and of one other are needed");
@@ -4458,7 +4521,7 @@ struct fo_tape {
     const char *prefix;       /* put before the names of parameters: "3.net." */
     fo_norm     norm;  /* of all batch norms on it */
     int         recomputing; /* in backward: forwards only repeat what was done */
-    int         failed, planned, train;
+    int         failed, planned, train, ran; /* ran: the last forward succeeded */
     int64_t     kept_size, scratch_size;
     fo_real    *values, *grads, *moments; /* of its own parameters; moments: fo_tape_optimize */
     double     *partial;
@@ -4473,7 +4536,7 @@ fo_init fo_init_of(fo_init_kind kind, double scale) {
 }
 
 fo_tape *fo_tape_create(fo_context *fo) {
-    fo_tape *tape = (fo_tape *)fo__object(fo, sizeof(fo_tape));
+    fo_tape *tape = fo__begin(fo) ? (fo_tape *)fo__object(fo, sizeof(fo_tape)) : NULL;
     if (tape) {
         tape->fo     = fo;
         tape->params = &tape->own;
@@ -4500,9 +4563,9 @@ static const char *fo__dims(char text[96], int rank, const int64_t *dim) {
 static fo_result fo__set_dims(fo_tensor *t, int rank, const int64_t *dim) {
     int64_t count = 1;
     int     i;
-    if (rank < 1 || rank > FO_MAX_RANK)
-        return fo__fail(t->tape->fo, FO_ERR_SHAPE, "a tensor of rank %d: 1 to %d are possible",
-                        rank, FO_MAX_RANK);
+    if (rank < 1 || rank > FO_MAX_RANK || dim == NULL)
+        return fo__fail(t->tape->fo, FO_ERR_SHAPE, "a tensor of rank %d: 1 to %d are possible, and "
+                        "that many dimensions", rank, FO_MAX_RANK);
     for (i = 0; i < rank; i++) {
         if (dim[i] < 1 || dim[i] > ((int64_t)1 << 40) / count) {
             char text[96];
@@ -4518,17 +4581,22 @@ static fo_result fo__set_dims(fo_tensor *t, int rank, const int64_t *dim) {
     return FO_OK;
 }
 
+/* Can anything be recorded on it? */
+static int fo__tape_open(fo_tape *tape) {
+    if (!FO__BEGIN(tape))
+        return 0;
+    if (tape->planned || tape->failed)
+        fo__fail(tape->fo, FO_ERR_ARGUMENT, tape->failed
+                 ? "the tape is incomplete: an op could not be recorded, see the first error"
+                 : "an op was added after fo_tape_plan: record everything first, then plan");
+    return !tape->planned && !tape->failed;
+}
+
 static fo_tensor *fo__node_open(fo_tape *tape, const fo_op *op, int n_in) {
     fo_tensor **nodes, *t;
     fo__plan   *p;
-    if (tape == NULL)
+    if (!fo__tape_open(tape))
         return NULL;
-    if (tape->planned || tape->failed) {
-        if (tape->planned)
-            fo__fail(tape->fo, FO_ERR_ARGUMENT,
-                     "an op was added after fo_tape_plan: record everything first, then plan");
-        return NULL;
-    }
     tape->failed = 1; /* until fo__node_close */
     nodes = (fo_tensor **)fo__grow(&tape->arena, tape->nodes, tape->count, &tape->room,
                                    sizeof *nodes);
@@ -4655,11 +4723,14 @@ static fo_tensor *fo__named(fo_tape *tape, int is_buffer, const char *name, int 
     fo__param  *p;
     char        full[256];
     int         i;
-    if (tape == NULL)
+    if (!FO__BEGIN(tape))
         return NULL;
     list = is_buffer ? tape->buffers : tape->params;
-    if (snprintf(full, sizeof full, "%s%s", tape->prefix, name) >= (int)sizeof full) {
-        fo__fail(tape->fo, FO_ERR_ARGUMENT, "parameter name %.40s... is too long", name);
+    if (name == NULL || *name == 0 ||
+        snprintf(full, sizeof full, "%s%s", tape->prefix, name) >= (int)sizeof full) {
+        fo__fail(tape->fo, FO_ERR_ARGUMENT, "a parameter needs a name of 1 to 200 letters, not "
+                 "'%.40s'", name ? name : "");
+        tape->failed = 1;
         return NULL;
     }
     t = fo__node_open(tape, NULL, 0);
@@ -4692,9 +4763,17 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
     fo_tensor *t;
     void      *copy;
     int        i;
+    if (!FO__BEGIN(tape) || (n_in > 0 && in == NULL))
+        return NULL;
     for (i = 0; i < n_in; i++)
         if (in[i] == NULL)
             return NULL;
+    if (op == NULL || op->shape == NULL || n_in < 0 || (args_size && !args)) {
+        tape->failed = 1;
+        fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_apply: an op with a shape function, inputs (%d "
+                 "here) and args of the size announced are needed", n_in);
+        return NULL;
+    }
     t = fo__node_open(tape, op, n_in);
     if (t == NULL)
         return NULL;
@@ -4713,9 +4792,12 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
             return NULL;
         }
     }
-    if (op->shape(t) != FO_OK || fo__set_dims(t, t->rank, t->dim) != FO_OK)
-        return NULL;
-    return fo__node_close(t);
+    fo__enter(tape->fo);
+    if (op->shape(t) == FO_OK)
+        fo__set_dims(t, t->rank, t->dim);
+    else
+        fo__fail(tape->fo, FO_ERR_SHAPE, "%s does not accept these inputs", op->name);
+    return fo__leave(tape->fo) == FO_OK ? fo__node_close(t) : NULL;
 }
 
 void fo_output(fo_tensor *tensor) {
@@ -4891,9 +4973,9 @@ static void fo__plan_extras(fo_tape *tape, fo__pool *pool) {
 /* Offsets only; fo__tape_bind turns them into pointers. */
 static fo_result fo__tape_layout(fo_tape *tape, int train) {
     fo__pool kept, scratch;
-    if (tape == NULL || tape->failed)
-        return tape ? fo__fail(tape->fo, FO_ERR_ARGUMENT, "a tape cannot be planned after an op "
-                               "failed to record") : FO_ERR_ARGUMENT;
+    if (tape->failed)
+        return fo__fail(tape->fo, FO_ERR_ARGUMENT, "a tape cannot be planned after an op failed to "
+                        "record: see the first error");
     memset(&kept, 0, sizeof kept);
     kept.span = (fo__interval *)fo__alloc(
         tape->fo, fo__times(5 * (int64_t)tape->count + 1, sizeof *kept.span));
@@ -4980,7 +5062,7 @@ static void fo__params_init(const fo__params *params, uint64_t seed, fo_real *va
 fo_result fo_tape_plan(fo_tape *tape, int train) {
     fo_real *block;
     int64_t  params, buffers;
-    if (tape == NULL)
+    if (!FO__BEGIN(tape))
         return FO_ERR_ARGUMENT;
     if (tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_tape_plan was called twice on one tape");
@@ -5042,11 +5124,12 @@ static void fo__op_run(const fo_tensor *out,
 
 fo_result fo_forward(fo_tape *tape) {
     int i;
-    if (tape == NULL || tape->fo->failed != FO_OK)
-        return tape ? tape->fo->failed : FO_ERR_ARGUMENT;
+    if (!FO__BEGIN(tape))
+        return FO_ERR_ARGUMENT;
     if (!tape->planned)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_forward before fo_tape_plan");
-    tape->recomputing = 0;
+    fo__enter(tape->fo);
+    tape->recomputing = tape->ran = 0;
     for (i = 0; i < tape->count && tape->fo->failed == FO_OK; i++) {
         fo_tensor *t = tape->nodes[i];
         fo__plan  *p = fo__plan_of(t);
@@ -5058,7 +5141,8 @@ fo_result fo_forward(fo_tape *tape) {
         if (t->op && !(t->op->flags & FO_VIEW))
             fo__op_run(t, t->op->forward);
     }
-    return tape->fo->failed;
+    tape->ran = tape->fo->failed == FO_OK;
+    return fo__leave(tape->fo);
 }
 
 /* Before op t is undone: which of its inputs must be recomputed, and which of their gradients are
@@ -5093,12 +5177,16 @@ static void fo__open_gradients(fo_tensor *t) {
 
 fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
     int i;
-    if (tape == NULL || out == NULL || tape->fo->failed != FO_OK)
-        return tape && tape->fo->failed ? tape->fo->failed : FO_ERR_ARGUMENT;
-    if (!tape->planned || !tape->train || out->grad == NULL || !fo__plan_of(out)->is_output)
+    if (!FO__BEGIN(tape))
+        return FO_ERR_ARGUMENT;
+    if (!tape->planned || !tape->train || out == NULL || out->tape != tape || out->grad == NULL ||
+        !fo__plan_of(out)->is_output)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT,
                         "fo_backward needs a tape planned with train = 1 and an fo_output that "
                         "depends on a parameter or on an input with needs_grad");
+    if (!tape->ran)
+        return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_backward needs a fo_forward that succeeded");
+    fo__enter(tape->fo);
     for (i = 0; i < tape->count; i++)
         fo__plan_of(tape->nodes[i])->written = 0;
     tape->recomputing = 1; /* what is recomputed updates no statistics */
@@ -5121,7 +5209,7 @@ fo_result fo_backward(fo_tape *tape, fo_tensor *out, const fo_real *grad) {
         if (t->op == NULL && t->grad && !fo__plan_of(t)->written)
             memset(t->grad, 0, (size_t)t->count * sizeof *t->grad);
     }
-    return tape->fo->failed;
+    return fo__leave(tape->fo);
 }
 
 /* ================================================================================================
@@ -6293,6 +6381,20 @@ static void fo__ops_table(fo_op *out) {
     memcpy(out, table, sizeof table);
 }
 
+/* An op function that looks at its tensors before fo_apply does begins with this; what it refuses
+   leaves the tape incomplete. */
+static int fo__op_begin(const fo_tensor *a) { return a && fo__tape_open(a->tape); }
+
+FO__PRINTF(3, 4)
+static fo_tensor *fo__op_fail(fo_tensor *a, fo_result code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fo__vfail(a->tape->fo, code, format, args);
+    va_end(args);
+    a->tape->failed = 1;
+    return NULL;
+}
+
 static fo_tensor *fo__apply1(int op, fo_tensor *a, const void *args, size_t size) {
     return a ? fo_apply(a->tape, &a->tape->fo->ops[op], &a, 1, args, size) : NULL;
 }
@@ -6332,11 +6434,9 @@ fo_tensor *fo_scale(fo_tensor *a, double k) {
 
 fo_tensor *fo_leaky_relu(fo_tensor *a, double slope) {
     fo_real number = (fo_real)slope;
-    if (a && !(slope >= 0)) {
-        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_leaky_relu: the slope is %g: it must not be "
-                 "negative", slope);
-        return NULL;
-    }
+    if (fo__op_begin(a) && !(slope >= 0))
+        return fo__op_fail(a, FO_ERR_ARGUMENT, "fo_leaky_relu: the slope is %g: it must not be "
+                           "negative", slope);
     return fo__apply1(FO__OP_leaky_relu, a, &number, sizeof number);
 }
 
@@ -6373,22 +6473,18 @@ static fo_tensor *fo__gather(fo_tensor *a, const int *args) {
 static int fo__index_ok(fo_tensor *a, const char *name, const int *index, int64_t n, int least,
                         int64_t most) {
     int64_t i;
-    if (index == NULL || n < 1) {
-        fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "%s: at least one index is needed", name);
-        return 0;
-    }
-    for (i = 0; i < n; i++)
-        if (index[i] < least || index[i] >= most) {
-            fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "%s: index[%lld] is %d, but a row has %lld "
-                     "elements", name, (long long)i, index[i], (long long)most);
-            return 0;
-        }
-    return 1;
+    if (index == NULL || n < 1)
+        fo__op_fail(a, FO_ERR_ARGUMENT, "%s: at least one index is needed", name);
+    for (i = 0; i < n && !a->tape->failed; i++)
+        if (index[i] < least || index[i] >= most)
+            fo__op_fail(a, FO_ERR_ARGUMENT, "%s: index[%lld] is %d, but a row has %lld elements",
+                        name, (long long)i, index[i], (long long)most);
+    return !a->tape->failed;
 }
 
 fo_tensor *fo_gather(fo_tensor *a, const int *index, int n) {
     int *args;
-    if (a == NULL || !fo__index_ok(a, "fo_gather", index, n, -1, fo__row(a)))
+    if (!fo__op_begin(a) || !fo__index_ok(a, "fo_gather", index, n, -1, fo__row(a)))
         return NULL;
     args = fo__gather_args(a, n);
     if (args)
@@ -6399,16 +6495,14 @@ fo_tensor *fo_gather(fo_tensor *a, const int *index, int n) {
 /* The gather by the inverse list: where an element came from. */
 fo_tensor *fo_scatter(fo_tensor *a, const int *index, int width) {
     int *args, i;
-    if (a == NULL || !fo__index_ok(a, "fo_scatter", index, fo__row(a), 0, width))
+    if (!fo__op_begin(a) || !fo__index_ok(a, "fo_scatter", index, fo__row(a), 0, width))
         return NULL;
     args = fo__gather_args(a, width);
     if (args == NULL)
         return NULL;
     for (i = 0; i < fo__row(a); i++) {
-        if (args[index[i] + 1] >= 0) {
-            fo__fail(a->tape->fo, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", index[i]);
-            return NULL;
-        }
+        if (args[index[i] + 1] >= 0)
+            return fo__op_fail(a, FO_ERR_ARGUMENT, "fo_scatter: index %d is used twice", index[i]);
         args[index[i] + 1] = i;
     }
     return fo__gather(a, args);
@@ -6418,15 +6512,13 @@ fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
     int64_t dim[FO_MAX_RANK], inner, i;
     int    *args, rank;
     char    text[96];
-    if (a == NULL)
+    if (!fo__op_begin(a))
         return NULL;
     if (a->rank < 2 || begin < 0 || length < 1 || begin > a->dim[1] ||
-        length > a->dim[1] - begin || fo__row(a) > INT_MAX) {
-        fo__fail(a->tape->fo, FO_ERR_SHAPE, "fo_slice of %s: %lld from number %lld on reach "
-                 "outside dimension 1, or its rows are longer than 2^31 - 1",
-                 fo__dims(text, a->rank, a->dim), (long long)length, (long long)begin);
-        return NULL;
-    }
+        length > a->dim[1] - begin || fo__row(a) > INT_MAX)
+        return fo__op_fail(a, FO_ERR_SHAPE, "fo_slice of %s: %lld from number %lld on reach "
+                           "outside dimension 1, or its rows are longer than 2^31 - 1",
+                           fo__dims(text, a->rank, a->dim), (long long)length, (long long)begin);
     memcpy(dim, a->dim, sizeof dim);
     dim[1] = length;
     inner  = fo__row(a) / a->dim[1];
@@ -6442,11 +6534,12 @@ fo_tensor *fo_slice(fo_tensor *a, int64_t begin, int64_t length) {
 
 fo_tensor *fo_reshape(fo_tensor *a, int rank, const int64_t *dim) {
     fo__reshape_args args;
-    if (rank < 1 || rank > FO_MAX_RANK)
+    if (rank < 1 || rank > FO_MAX_RANK || dim == NULL)
         rank = 0; /* refused by the shape function */
     memset(&args, 0, sizeof args);
     args.rank = rank;
-    memcpy(args.dim, dim, (size_t)rank * sizeof *dim);
+    if (rank)
+        memcpy(args.dim, dim, (size_t)rank * sizeof *dim);
     return fo__apply1(FO__OP_reshape, a, &args, sizeof args);
 }
 
@@ -6475,13 +6568,11 @@ fo_tensor *fo_batch_norm(fo_tensor *x, fo_tensor *w, fo_tensor *b, fo_tensor *ru
     fo_tensor    *in[5];
     fo__norm_args args;
     in[0] = x, in[1] = w, in[2] = b, in[3] = running_mean, in[4] = running_var;
-    if (x == NULL || w == NULL || b == NULL || running_mean == NULL || running_var == NULL)
+    if (!fo__op_begin(x) || w == NULL || b == NULL || running_mean == NULL || running_var == NULL)
         return NULL;
-    if (how == NULL || x->rank < 2) {
-        fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "fo_batch_norm: x[B,C,...] and a fo_norm are "
-                 "needed; x is of rank %d", x->rank);
-        return NULL;
-    }
+    if (how == NULL || x->rank < 2)
+        return fo__op_fail(x, FO_ERR_ARGUMENT, "fo_batch_norm: x[B,C,...] and a fo_norm are "
+                           "needed; x is of rank %d", x->rank);
     memset(&args, 0, sizeof args);
     args.how     = how;
     args.factor  = factor;
@@ -6559,8 +6650,6 @@ static fo__row_head *fo__row_find(fo_context *fo, const char *where, fo__what wh
 static fo__row_head *fo__row_add(fo_context *fo, fo__what what, const char *call, const char *name,
                                  size_t size) {
     fo__row_head **end, *row;
-    if (fo == NULL)
-        return NULL;
     if (!fo__is_word(name)) {
         fo__fail(fo, FO_ERR_ARGUMENT, "%s: a name of letters, digits, _ and - is needed, not "
                  "'%.40s'", call, name ? name : "");
@@ -6778,7 +6867,7 @@ typedef struct fo__net_row { fo__row_head head; fo_net_kind kind; } fo__net_row;
 #define FO__ACTIVATIONS "leaky_relu relu tanh softplus none"
 
 fo_tensor *fo_activation(fo_tensor *x, const char *act) {
-    if (x == NULL)
+    if (!fo__op_begin(x))
         return NULL;
     if (act == NULL || strcmp(act, "leaky_relu") == 0)
         return fo_leaky_relu(x, 0.01);
@@ -6790,15 +6879,16 @@ fo_tensor *fo_activation(fo_tensor *x, const char *act) {
         return fo_softplus(x);
     if (strcmp(act, "none") == 0)
         return x;
-    fo__fail(x->tape->fo, FO_ERR_ARGUMENT, "unknown activation '%.40s': one of '%s' is needed", act,
-             FO__ACTIVATIONS);
-    return NULL;
+    return fo__op_fail(x, FO_ERR_ARGUMENT, "unknown activation '%.40s': one of '%s' is needed",
+                       act, FO__ACTIVATIONS);
 }
 
 /* Parameter, or buffer, "NAME.PART" of the network that x belongs to. */
 static fo_tensor *fo__part(fo_tensor *x, int is_buffer, const char *name, const char *part,
                            int rank, const int64_t *dim, fo_init init) {
     char full[128];
+    if (name == NULL)
+        return fo__op_fail(x, FO_ERR_ARGUMENT, "a parameter of a network has no name");
     snprintf(full, sizeof full, "%.100s.%s", name, part);
     return fo__named(x->tape, is_buffer, full, rank, dim, init);
 }
@@ -6813,7 +6903,7 @@ static fo_tensor *fo__net_weight(fo_tensor *x, const char *name, const char *wei
     int64_t    out  = outputs;
     fo_tensor *w    = fo__part(x, 0, name, weight, rank, dim, init);
     if (bias) {
-        *bias = fo__part(x, 0, name, "bias", 1, &out, init);
+        *bias = w ? fo__part(x, 0, name, "bias", 1, &out, init) : NULL;
         w     = *bias ? w : NULL;
     }
     return w;
@@ -6822,7 +6912,7 @@ static fo_tensor *fo__net_weight(fo_tensor *x, const char *name, const char *wei
 fo_tensor *fo_net_linear(fo_tensor *x, const char *name, int outputs, int zero) {
     fo_tensor *w, *b;
     int64_t    dim[2];
-    if (x == NULL)
+    if (!fo__op_begin(x))
         return NULL;
     dim[0] = outputs, dim[1] = fo__row(x);
     w = fo__net_weight(x, name, "weight", 2, dim, zero ? 0 : (double)dim[1], outputs, &b);
@@ -6862,13 +6952,12 @@ static fo__name fo__named_at(const char *list, int i, const char *rest) {
 fo_tensor *fo_net_conv(fo_tensor *x, const char *name, int outputs, int kernel, int zero) {
     fo_tensor *w, *b;
     int64_t    dim[4];
-    if (x == NULL)
+    if (!fo__op_begin(x))
         return NULL;
-    if (x->rank != 4) {
-        fo__fail(x->tape->fo, FO_ERR_SHAPE, "fo_net_conv: %.40s sees a tensor of rank %d; images "
-                 "[B,C,H,W] are needed: set `image` in the net's row", name, x->rank);
-        return NULL;
-    }
+    if (x->rank != 4)
+        return fo__op_fail(x, FO_ERR_SHAPE, "fo_net_conv: %.40s sees a tensor of rank %d; images "
+                           "[B,C,H,W] are needed: set `image` in the net's row", name ? name : "",
+                           x->rank);
     dim[0] = outputs, dim[1] = x->dim[1], dim[2] = dim[3] = kernel;
     w = fo__net_weight(x, name, "weight", 4, dim, zero ? 0 : (double)(dim[1] * kernel * kernel),
                        outputs, &b);
@@ -7064,7 +7153,7 @@ fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind) {
     fo_setting   settings[FO_MAX_SETTINGS];
     fo__net_row *row;
     memset(settings, 0, sizeof settings);
-    if (kind == NULL || kind->build == NULL)
+    if (!fo__begin(fo) || kind == NULL || kind->build == NULL)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_net: a build function is needed");
     if (fo__settings_copy(fo, "fo_register_net", kind->settings[0].name ? kind->settings
                                                      : every[kind->image != 0], settings) != FO_OK)
@@ -7207,7 +7296,7 @@ typedef struct fo__mask_row {
 
 fo_result fo_register_mask(fo_context *fo, const char *name, fo_mask_fn fn, void *user) {
     fo__mask_row *row;
-    if (fn == NULL)
+    if (!fo__begin(fo) || fn == NULL)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_mask: a function is needed");
     row = (fo__mask_row *)fo__row_add(fo, FO__A_MASK, "fo_register_mask", name, sizeof *row);
     if (row == NULL)
@@ -7263,7 +7352,7 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
     int64_t       n = fo_shape_count(shape), i = 0;
     int           c, y, x, condition, change;
     fo__mask_row *row;
-    if (fo == NULL || map == NULL || mask.kind == NULL || mask.phase < 0 || n < 1)
+    if (!fo__begin(fo) || map == NULL || mask.kind == NULL || mask.phase < 0 || n < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_mask_fill: a kind, a phase from 0 up, a shape and "
                         "room for the states are needed");
     if (strcmp(mask.kind, "map") == 0) {
@@ -7275,10 +7364,13 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
     row = (fo__mask_row *)fo__row_find(fo, NULL, FO__A_MASK, mask.kind);
     if (row == NULL)
         return fo->failed;
+    fo__enter(fo);
     for (c = 0; c < shape.c; c++)
         for (y = 0; y < shape.h; y++)
             for (x = 0; x < shape.w; x++)
                 map[i++] = (unsigned char)row->fn(row->user, shape, mask.phase, c, y, x);
+    if (fo__leave(fo) != FO_OK)
+        return fo->failed;
     for (i = n - 1; i > 0 && row->shuffled; i--) {
         uint64_t      stream = FO__STREAM_MASK + (uint64_t)(mask.phase / 2);
         int64_t       j      = fo__below(0, stream, i, i + 1);
@@ -7293,6 +7385,8 @@ size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text, size_
     static const char symbol[] = "o#.";
     size_t            at = 0;
     int               c, y, x;
+    if (text == NULL)
+        size = 0;
     for (y = map ? 0 : shape.h; y < shape.h; y++)
         for (c = 0; c < shape.c; c++)
             for (x = 0; x <= shape.w; x++, at++) {
@@ -7350,7 +7444,7 @@ fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind) {
     fo_setting     settings[FO_MAX_SETTINGS];
     fo__layer_row *row;
     memset(settings, 0, sizeof settings);
-    if (kind == NULL || kind->conditions < 0 || (kind->front && kind->conditions))
+    if (!fo__begin(fo) || kind == NULL || kind->conditions < 0 || (kind->front && kind->conditions))
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_layer: a kind is needed, and a layer "
                         "that conditions has a backward: it is no front layer");
     if (fo__settings_copy(fo, "fo_register_layer", kind->settings, settings) != FO_OK)
@@ -8539,7 +8633,7 @@ fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
     fo_flow *flow;
     int64_t  count = fo_shape_count(shape);
     char     text[64];
-    if (fo == NULL)
+    if (!fo__begin(fo))
         return NULL;
     if (shape.c < 1 || shape.h < 1 || shape.w < 1 || count > 1 << 24) {
         fo__fail(fo, FO_ERR_SHAPE, "a flow on samples of %dx%dx%d: 1 to 2^24 elements are possible",
@@ -8654,6 +8748,8 @@ static fo_tape *fo__layer_tape(fo_context *fo, fo_flow *flow, const fo__layer *l
     dim[3] = l->shape.w;
     *in    = fo_input(tape, l->image ? 4 : 2, dim, needs_grad);
     *out   = *in ? layer->net_kind->build(tape, *in, (int)(l->n_out / pixels), &layer->net) : NULL;
+    if (fo->failed != FO_OK) /* whatever build returned */
+        *out = NULL;
     if (*out && ((*out)->dim[0] != batch || fo__row(*out) != l->n_out)) {
         char text[96];
         fo__fail(fo, FO_ERR_SHAPE, "st-network %s returned %s; [%d,%lld] is needed",
@@ -8798,14 +8894,19 @@ static fo_result fo__charge(fo_flow *flow, int64_t cost) {
                     "than a file of this size may ask for", limits->path);
 }
 
-static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
-    fo__layer *layers, *layer;
+/* Can layers be added? A flow of which a layer is missing is broken for good. */
+static fo_result fo__flow_open(fo_flow *flow, const char *layer) {
     if (flow->ready)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: layers cannot be added to a flow that is "
-                        "in use: build it completely first", new_layer->kind->name);
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%.60s: layers cannot be added to a flow that "
+                        "is in use: build it completely first", layer);
     if (flow->broken)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: an earlier layer of this flow could not be "
-                        "added", new_layer->kind->name);
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%.60s: the flow could not be built: see the "
+                        "first error", layer);
+    return FO_OK;
+}
+
+static fo_result fo__append_layer(fo_flow *flow, const fo__new_layer *new_layer) {
+    fo__layer *layers, *layer;
     flow->broken = 1; /* until everything below has worked */
     if (fo__charge(flow, flow->size + FO__LAYER_COST) != FO_OK)
         return FO_ERR_FORMAT;
@@ -8833,10 +8934,18 @@ static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
     return FO_OK;
 }
 
+static fo_result fo__add_layer(fo_flow *flow, const fo__new_layer *new_layer) {
+    if (fo__flow_open(flow, new_layer->kind->name) != FO_OK)
+        return flow->fo->failed;
+    fo__enter(flow->fo);
+    fo__append_layer(flow, new_layer);
+    return fo__leave(flow->fo);
+}
+
 static fo_result fo__add_conditioned(fo_flow *flow, const char *kind, fo_mask mask, fo_net net) {
     fo__new_layer layer;
     char          where[32];
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
     snprintf(where, sizeof where, "layer %d (%s)", flow->n_layers, kind);
     layer.where    = where;
@@ -8863,13 +8972,17 @@ fo_result fo_add_logit(fo_flow *flow, double alpha) {
 }
 
 /* Places and initialises the blocks; the structure is fixed from here on. */
-static fo_result fo__flow_ready(fo_flow *flow) {
+static fo_result fo__flow_ready(fo_context *fo, fo_flow *flow) {
     int i;
     if (flow->ready)
         return FO_OK;
     if (flow->broken || flow->n_layers == 0)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "the flow has no layers, or one of them could "
-                        "not be added");
+        return fo__fail(fo, FO_ERR_ARGUMENT, flow->broken
+                        ? "the flow could not be built: see the first error"
+                        : "the flow has no layers");
+    if (fo != flow->fo) /* several threads could come here at once */
+        return fo__fail(fo, FO_ERR_ARGUMENT, "the flow has no weights yet: train it, or call "
+                        "fo_params, before other contexts use it");
     flow->values        = fo__reals(&flow->arena, flow->params.size);
     flow->buffer_values = fo__reals(&flow->arena, flow->buffers.size);
     if (flow->values == NULL || flow->buffer_values == NULL)
@@ -8912,7 +9025,9 @@ int64_t fo_flow_constants(const fo_flow *flow, unsigned char *constant) {
 }
 
 const fo_real *fo_params(fo_flow *flow, int64_t *count) {
-    if (flow == NULL || fo__flow_ready(flow) != FO_OK)
+    if (count)
+        *count = 0;
+    if (!FO__BEGIN(flow) || fo__flow_ready(flow->fo, flow) != FO_OK)
         return NULL;
     if (count)
         *count = flow->params.size;
@@ -8927,9 +9042,9 @@ static void fo__train_forget(fo_flow *flow) {
 }
 
 fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
-    if (fo__flow_ready(flow) != FO_OK)
+    if (fo__flow_ready(flow->fo, flow) != FO_OK)
         return flow->fo->failed;
     if (values == NULL || count != flow->params.size)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_set_params: %lld values given, the flow has "
@@ -9145,12 +9260,16 @@ static fo_flow *fo__parse_input(fo__line *line, const char *text, size_t length)
 
 fo_result fo_add_layer(fo_flow *flow, const char *text) {
     fo__line line;
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
     if (text == NULL)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_add_layer: no text");
+    if (fo__flow_open(flow, text) != FO_OK)
+        return flow->fo->failed;
     fo__line_at(&line, flow->fo, flow->n_layers + 2); /* its line in the flow's text */
-    return fo__parse_line(&line, flow, text, strlen(text));
+    fo__parse_line(&line, flow, text, strlen(text));
+    flow->broken |= flow->fo->failed != FO_OK; /* a layer that was wanted is missing */
+    return flow->fo->failed;
 }
 
 /* limits: of a text that comes from a file, or NULL. */
@@ -9158,7 +9277,7 @@ static fo_flow *fo__flow_parse(fo_context *fo, const char *text, fo__limits *lim
     fo_flow *flow = NULL;
     fo__line line;
     int      number;
-    if (fo && text == NULL)
+    if (fo__begin(fo) && text == NULL)
         fo__fail(fo, FO_ERR_ARGUMENT, "fo_flow_parse: no text");
     if (fo == NULL || text == NULL)
         return NULL;
@@ -9273,7 +9392,7 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
     for (i = 0; (preset = fo_preset_at(i)).name; i++)
         if (strncmp(name ? name : "", preset.name, n) == 0 && preset.name[n] == 0)
             break;
-    if (fo == NULL || preset.name == NULL) {
+    if (!fo__begin(fo) || preset.name == NULL) {
         fo__fail(fo, FO_ERR_ARGUMENT, "preset '%.40s' is not known: 'flowood presets' lists them",
                  name ? name : "");
         return NULL;
@@ -9383,8 +9502,7 @@ static fo_pass *fo__pass_open(fo_workspace *ws, int layer, fo_direction directio
     return p;
 }
 
-/* The batch goes through one layer. */
-static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
+static void fo__pass_hooks(fo_workspace *ws, int layer, fo_direction direction) {
     fo_pass             *p        = fo__pass_open(ws, layer, direction);
     const fo__layer     *l        = &ws->flow->layers[layer];
     const fo_layer_kind *kind     = l->see.kind;
@@ -9408,6 +9526,13 @@ static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
         kind->after(p);
     if (l->net_kind)
         fo__net_after(&ws->slots[layer]);
+}
+
+/* The batch goes through one layer. */
+static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
+    fo__enter(ws->fo);
+    fo__pass_hooks(ws, layer, direction);
+    fo__leave(ws->fo);
 }
 
 static void fo__workspace_bind(fo_workspace *ws) {
@@ -9501,16 +9626,12 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
     return ws->scratch ? fo__workspace_kept(ws, budget_mb, scratch) : FO_ERR_MEMORY;
 }
 
-static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch, int train,
-                                        double budget_mb) {
+static fo_workspace *fo__workspace_build(fo_context *fo, fo_flow *flow, int batch, int train,
+                                         double budget_mb) {
     fo_workspace *ws;
-    int64_t       n = flow ? flow->size : 0;
-    if (fo == NULL || flow == NULL)
+    int64_t       n = flow->size;
+    if (fo__flow_ready(fo, flow) != FO_OK)
         return NULL;
-    if (fo__flow_ready(flow) != FO_OK) { /* the caller's context has to know, too */
-        fo__fail(fo, flow->fo->failed, "the flow is not ready: %s", flow->fo->message);
-        return NULL;
-    }
     ws = (fo_workspace *)fo__object(fo, sizeof *ws);
     if (ws == NULL)
         return NULL;
@@ -9541,8 +9662,23 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     return ws;
 }
 
+static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch, int train,
+                                        double budget_mb) {
+    fo_workspace *ws;
+    fo__enter(fo);
+    ws = fo__workspace_build(fo, flow, batch, train, budget_mb);
+    fo__leave(fo);
+    return ws;
+}
+
 fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
-    if (fo && (batch < 0 || batch > 1 << 20)) {
+    if (!fo__begin(fo))
+        return NULL;
+    if (flow == NULL) {
+        fo__fail(fo, FO_ERR_ARGUMENT, "a workspace needs a flow");
+        return NULL;
+    }
+    if (batch < 0 || batch > 1 << 20) {
         fo__fail(fo, FO_ERR_ARGUMENT, "a workspace for %d samples: 1 to 2^20 are possible", batch);
         return NULL;
     }
@@ -9706,9 +9842,9 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
                          double *base) {
     int64_t done, r, columns;
     int     i;
-    if (ws == NULL)
+    if (!FO__BEGIN(ws))
         return FO_ERR_ARGUMENT;
-    if (ws->fo->failed != FO_OK || fo__check_data(ws->fo, ws->flow, data) != FO_OK)
+    if (fo__check_data(ws->fo, ws->flow, data) != FO_OK)
         return ws->fo->failed;
     if (first < 0 || count < 0 || first > fo_data_count(data) - count || draw < FO_DRAW_MIDDLE)
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%lld samples from number %lld on, draw %d: the "
@@ -9746,7 +9882,7 @@ static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, i
 }
 
 fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode) {
-    if (ws == NULL)
+    if (!FO__BEGIN(ws))
         return FO_ERR_ARGUMENT;
     if (mode != FO_NORM_RUNNING && mode != FO_NORM_BATCH)
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "scoring uses FO_NORM_RUNNING or FO_NORM_BATCH; "
@@ -9757,9 +9893,14 @@ fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode) {
 
 /* One pass in which every batch norm adds up exact statistics of what reaches it. */
 fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
-    fo_workspace *ws = flow ? fo__workspace_make(flow->fo, flow, 256, 0, 0) : NULL;
-    fo_real      *old = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
-    const size_t  size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
+    fo_workspace *ws;
+    fo_real      *old;
+    size_t        size;
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    ws   = fo__workspace_make(flow->fo, flow, 256, 0, 0);
+    old  = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
+    size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
     if (old) {
         memcpy(old, flow->buffer_values, size);
         ws->norm.mode = FO_NORM_MEASURE;
@@ -9767,7 +9908,7 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
             memcpy(flow->buffer_values, old, size); /* bad data leave the flow as it was */
     }
     fo_workspace_free(ws);
-    return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
+    return flow->fo->failed;
 }
 
 fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
@@ -9803,9 +9944,14 @@ static fo_result fo__decode(fo_workspace *ws, fo_real *x, double *logdet) {
     return ws->fo->failed;
 }
 
-static fo_result fo__decode_ready(fo_workspace *ws) {
-    if (ws == NULL || ws->fo->failed != FO_OK)
-        return ws ? ws->fo->failed : FO_ERR_ARGUMENT;
+/* May `count` samples go from `from` to `to`? */
+static fo_result fo__decode_ready(fo_workspace *ws, int64_t count, const void *from,
+                                  const void *to) {
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (count < 0 || (count && (from == NULL || to == NULL)))
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%lld samples to decode: 0 or more are possible, "
+                        "and need numbers to come from and go to", (long long)count);
     fo__workspace_bind(ws);
     return FO_OK;
 }
@@ -9813,7 +9959,7 @@ static fo_result fo__decode_ready(fo_workspace *ws) {
 fo_result fo_decode(fo_workspace *ws, const fo_real *z, int64_t count, fo_real *x,
                     double *logdet) {
     int64_t done;
-    if (fo__decode_ready(ws) != FO_OK)
+    if (fo__decode_ready(ws, count, z, x) != FO_OK)
         return FO_ERR_ARGUMENT;
     for (done = 0; done < count; done += ws->rows) {
         int64_t at = done * ws->flow->size;
@@ -9828,7 +9974,7 @@ fo_result fo_decode(fo_workspace *ws, const fo_real *z, int64_t count, fo_real *
 fo_result fo_sample(fo_workspace *ws, uint64_t seed, int64_t count, double temperature,
                     fo_real *x) {
     int64_t done, r, i;
-    if (fo__decode_ready(ws) != FO_OK)
+    if (fo__decode_ready(ws, count, x, x) != FO_OK)
         return FO_ERR_ARGUMENT;
     if (!(temperature >= 0 && temperature < 1e6))
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "a temperature of %g: 0 and above are possible, 1 "
@@ -10067,15 +10213,22 @@ static void fo__optimize(fo__optimizer *o, const fo_train_desc *d, int64_t taken
     fo_parallel_for(o->fo, fo__blocks(o->params), 2, fo__adam_range, o);
 }
 
+/* The user's function for a step's gradient, if there is one: does it want to stop? */
+static int fo__gradients_called(fo_context *fo, const fo_train_desc *d, fo_real *grads,
+                                int64_t count) {
+    fo__interrupted call = fo__interrupt(fo);
+    int             stop = d->gradients && d->gradients(d->user, grads, count);
+    fo__resume(fo, call);
+    return stop;
+}
+
 fo_result fo_tape_optimize(fo_tape *tape, const fo_train_desc *desc) {
     fo_train_desc none, d;
     fo__optimizer o;
     int64_t       n;
-    if (tape == NULL)
+    if (!FO__BEGIN(tape))
         return FO_ERR_ARGUMENT;
     n = tape->own.size;
-    if (tape->fo->failed != FO_OK)
-        return tape->fo->failed;
     if (!tape->planned || !tape->train || n == 0)
         return fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_tape_optimize needs parameters of the "
                         "tape's own, planned with train = 1");
@@ -10094,7 +10247,7 @@ fo_result fo_tape_optimize(fo_tape *tape, const fo_train_desc *desc) {
         return FO_ERR_MEMORY;
     o.fo = tape->fo, o.params = &tape->own, o.values = tape->values, o.grads = tape->grads;
     o.m = tape->moments, o.v = o.m + n, o.partial = tape->partial;
-    if (d.gradients && d.gradients(d.user, o.grads, n))
+    if (fo__gradients_called(tape->fo, &d, o.grads, n))
         return FO_OK;
     if (fo__gradient_ok(&o)) {
         fo__optimize(&o, &d, tape->updates, fo__learning_rate(&d, tape->updates, d.steps));
@@ -10435,7 +10588,7 @@ fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_d
     fo_trainer *tr;
     fo_context *fo = flow ? flow->fo : NULL;
     int         i;
-    if (flow == NULL || fo->failed != FO_OK || fo__flow_ready(flow) != FO_OK ||
+    if (!fo__begin(fo) || fo__flow_ready(fo, flow) != FO_OK ||
         fo__check_data(fo, flow, data) != FO_OK)
         return NULL;
     tr = (fo_trainer *)fo__object(fo, sizeof *tr);
@@ -10481,9 +10634,10 @@ fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_d
 /* ---- steps ----------------------------------------------------------------------------------- */
 
 static void fo__report(fo_trainer *tr, int last) {
-    const fo_flow *flow = tr->flow;
-    fo_progress    p;
-    double         now = fo_clock() - tr->start;
+    const fo_flow  *flow = tr->flow;
+    fo__interrupted call;
+    fo_progress     p;
+    double          now = fo_clock() - tr->start;
     if (tr->desc.progress == NULL || (!last && !tr->fresh && now - tr->reported < 0.1))
         return;
     memset(&p, 0, sizeof p);
@@ -10508,8 +10662,10 @@ static void fo__report(fo_trainer *tr, int last) {
     p.last         = last;
     tr->reported   = now;
     tr->fresh      = 0;
+    call           = fo__interrupt(flow->fo);
     if (tr->desc.progress(tr->desc.user, &p))
         tr->stopped = 1;
+    fo__resume(flow->fo, call);
 }
 
 /* What a step took is over; what follows, measurements and reports, is not part of its pace. */
@@ -10572,6 +10728,7 @@ static int fo__train_over(fo_trainer *tr) {
 }
 
 const fo_batch *fo_trainer_forward(fo_trainer *tr) {
+    fo__begin(tr ? tr->flow->fo : NULL);
     while (tr && !fo__train_over(tr)) {
         fo__pace_begin(tr->ws->fo, &tr->ws->pace, fo_clock());
         tr->result = fo__train_forward(tr);
@@ -10592,6 +10749,7 @@ fo_result fo_trainer_backward(fo_trainer *tr, const double *dlog_prob, const fo_
         return FO_ERR_ARGUMENT;
     if (tr->result != FO_OK)
         return tr->result;
+    fo__begin(tr->flow->fo);
     if (tr->phase != FO__FORWARD_DONE)
         return fo__fail(tr->flow->fo, FO_ERR_ARGUMENT, "fo_trainer_backward follows a "
                         "fo_trainer_forward that gave a batch");
@@ -10615,11 +10773,12 @@ fo_result fo_trainer_update(fo_trainer *tr) {
         return FO_ERR_ARGUMENT;
     if (tr->result != FO_OK)
         return tr->result;
+    fo__begin(flow->fo);
     if (tr->phase != FO__BACKWARD_DONE)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_trainer_update follows "
                         "fo_trainer_backward");
     tr->phase = FO__IDLE;
-    if (tr->desc.gradients && tr->desc.gradients(tr->desc.user, o->grads, flow->params.size)) {
+    if (fo__gradients_called(flow->fo, &tr->desc, o->grads, flow->params.size)) {
         tr->stopped = 1;
         return FO_OK;
     }
@@ -10651,6 +10810,7 @@ fo_result fo_trainer_close(fo_trainer *tr) {
     fo_result result;
     if (tr == NULL)
         return FO_ERR_ARGUMENT;
+    fo__begin(flow->fo);
     if (tr->result == FO_OK && tr->done && flow->train.step == flow->train.skipped)
         tr->result = fo__fail(flow->fo, FO_ERR_NUMERIC, "all %lld steps were skipped: each batch "
                               "had a log_prob or a gradient that is not finite; FO_NAN_STOP says "
@@ -10673,11 +10833,15 @@ fo_result fo_trainer_close(fo_trainer *tr) {
 }
 
 fo_result fo_train(fo_flow *flow, const fo_data *data, const fo_train_desc *desc) {
-    fo_trainer *tr = fo_trainer_open(flow, data, desc);
-    if (tr == NULL)
-        return flow ? flow->fo->failed : FO_ERR_ARGUMENT;
-    while (fo_trainer_step(tr)) {}
-    return fo_trainer_close(tr);
+    fo_trainer *tr;
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    fo__enter(flow->fo);
+    tr = fo_trainer_open(flow, data, desc);
+    while (tr && fo_trainer_step(tr)) {}
+    if (tr)
+        fo_trainer_close(tr);
+    return fo__leave(flow->fo);
 }
 
 fo_train_desc fo_flow_train_desc(const fo_flow *flow) {
@@ -10949,19 +11113,20 @@ static fo_result fo__save_to(fo_flow *flow, const char *path, const fo_save_desc
                              void **bytes, size_t *size) {
     fo__contents contents;
     fo__arena    arena;
-    fo_result    result = fo__flow_ready(flow);
+    fo_result    result = fo__flow_ready(flow->fo, flow);
     arena.fo     = flow->fo;
     arena.chunks = NULL;
+    fo__enter(flow->fo);
     if (result == FO_OK)
         result = fo__save_contents(flow, desc, &arena, &contents);
     if (result == FO_OK)
-        result = fo__put_archive(flow->fo, path, bytes, size, &contents);
+        fo__put_archive(flow->fo, path, bytes, size, &contents);
     fo__arena_free(&arena);
-    return result;
+    return fo__leave(flow->fo);
 }
 
 fo_result fo_save_as(fo_flow *flow, const char *path, const fo_save_desc *desc) {
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
     if (path == NULL)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save: no path");
@@ -10971,7 +11136,7 @@ fo_result fo_save_as(fo_flow *flow, const char *path, const fo_save_desc *desc) 
 fo_result fo_save(fo_flow *flow, const char *path) { return fo_save_as(flow, path, NULL); }
 
 fo_result fo_save_memory(fo_flow *flow, const fo_save_desc *desc, void **bytes, size_t *size) {
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
     if (bytes == NULL || size == NULL)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_save_memory: no place for the result");
@@ -11130,7 +11295,7 @@ static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, cons
     for (i = 0; i < 2; i++)
         if (!fo__block_complete(flow->fo, archive, path, &block[i], 1))
             return flow->fo->failed;
-    if (fo__flow_ready(flow) != FO_OK)
+    if (fo__flow_ready(flow->fo, flow) != FO_OK)
         return flow->fo->failed;
     for (i = 0; i < 2; i++)
         fo__block_read(flow->fo, archive, path, &block[i]);
@@ -11139,7 +11304,7 @@ static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, cons
 
 fo_result fo_load_weights(fo_flow *flow, const char *path) {
     fo_archive *archive;
-    if (flow == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
     archive = fo_archive_open(flow->fo, path);
     if (archive && fo__read_weights(flow, archive, path, 1) == FO_OK)
@@ -11236,7 +11401,7 @@ fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t
     fo_result result;
     int64_t   i;
     int       latent;
-    if (ws == NULL)
+    if (!FO__BEGIN(ws))
         return FO_ERR_ARGUMENT;
     latent = name && strcmp(name, "latent") == 0;
     if (!latent && (name == NULL || strcmp(name, "likelihood") != 0))
@@ -11270,8 +11435,10 @@ typedef struct fo__check {
 
 /* Is there time for more, where this part may take until `share` of all of it? */
 static int fo__check_goes(fo__check *c, const char *part, int64_t done, int64_t of, double share) {
+    fo__interrupted call = fo__interrupt(c->ws->fo);
     if (c->desc.progress && c->desc.progress(c->desc.user, part, done, of))
         c->stopped = 1;
+    fo__resume(c->ws->fo, call);
     return !c->stopped && c->ws->fo->failed == FO_OK &&
            fo_clock() - c->begin < share * c->desc.seconds;
 }
@@ -11591,16 +11758,19 @@ fo_result fo_check(fo_flow *flow, const fo_data *data, const fo_check_desc *desc
                    fo_check_report *report) {
     fo__check c;
     double    logdet = 0;
-    if (flow == NULL || report == NULL)
+    if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
+    if (report == NULL)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_check: there is no room for its report");
     memset(&c, 0, sizeof c);
     memset(report, 0, sizeof *report);
-    if (flow->fo->failed != FO_OK || fo__check_data(flow->fo, flow, data) != FO_OK)
+    if (fo__check_data(flow->fo, flow, data) != FO_OK)
         return flow->fo->failed;
     if (desc)
         c.desc = *desc;
     if (c.desc.seconds == 0)
         c.desc.seconds = 30;
+    fo__enter(flow->fo);
     c.report = report, c.data = data, c.begin = fo_clock();
     c.ws     = fo__workspace_make(flow->fo, flow, 8, 0, 0);
     if (c.ws && fo__check_inverse(&c, &logdet) == FO_OK &&
@@ -11608,7 +11778,7 @@ fo_result fo_check(fo_flow *flow, const fo_data *data, const fo_check_desc *desc
         fo__check_gradient(flow, &c);
     report->untouched = flow->fo->failed ? 0 : fo__check_untouched(flow);
     fo_workspace_free(c.ws);
-    return flow->fo->failed;
+    return fo__leave(flow->fo);
 }
 
 /* ================================================================================================

@@ -1,0 +1,210 @@
+/* Scoring: errors that stay local, noise, rows from memory, scores. */
+#define FLOWOOD_IMPLEMENTATION
+#include "flowood.h"
+#include "test.h"
+
+#define REFUSED(call, say)                                                                         \
+    do {                                                                                           \
+        CHECK((call) != FO_OK);                                                                    \
+        CHECK(strstr(fo_error(fo), say) != NULL);                                                  \
+        fo_clear_error(fo);                                                                        \
+    } while (0)
+
+/* Weights that are neither zero nor equal, so that a layer does something. */
+static fo_flow *random_flow(fo_context *fo, const char *text, double size) {
+    fo_flow *flow = fo_flow_parse(fo, text);
+    int64_t  n, i;
+    fo_real *w = weights_of(flow, &n);
+    for (i = 0; w && i < n; i++) {
+        fo_real r;
+        fo_random_normal(99, 1, (uint64_t)i, 1, &r);
+        w[i] = (fo_real)(0.7 * (double)w[i] + size * (double)r);
+    }
+    return flow;
+}
+
+typedef struct samples { unsigned char pixel[40 * 24]; fo_real number[40 * 24]; } samples;
+
+static fo_data *make_data(fo_context *fo, const fo_flow *flow, samples *s, int count) {
+    int64_t i, n = count * fo_shape_count(fo_flow_shape(flow));
+    fo_random_uniform(17, 3, 0, n, s->number); /* in (0,1), as a bare logit needs */
+    for (i = 0; i < n; i++)
+        s->pixel[i] = (unsigned char)(256 * s->number[i]);
+    return strcmp(fo_flow_layer_text(flow, 0), "dequantize") == 0
+               ? fo_data_view(fo, s->pixel, FO_U8, count, fo_flow_shape(flow))
+               : fo_data_view(fo, s->number, REAL_TYPE, count, fo_flow_shape(flow));
+}
+
+/* ---- errors are local ------------------------------------------------------------------------ */
+
+static int calls_failed; /* told by error_fn */
+static void count_errors(void *user, fo_result code, const char *message) {
+    calls_failed += code != FO_OK && *message;
+    (void)user;
+}
+
+static fo_context *open_counting(void) {
+    fo_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.error_fn = count_errors;
+    calls_failed  = 0;
+    return fo_open(&desc);
+}
+
+/* A file that is missing, a flow that could not be built, a tape that misses an op: everything that
+   does not stand on them goes on. */
+static void test_local_errors(void) {
+    const int64_t dim[2] = {2, 3};
+    fo_context   *fo     = open_counting();
+    fo_flow      *flow   = random_flow(fo, "input 1x4x4\ndequantize\nlogit alpha=0.05\n"
+                                           "4* coupling mask=cycle:% hidden=8\n", 0.3);
+    fo_flow      *broken = fo_flow_create(fo, shape_of(1, 4, 4));
+    fo_workspace *ws     = fo_workspace_create(fo, flow, 4);
+    samples       s;
+    fo_data      *data   = make_data(fo, flow, &s, 6);
+    fo_tape      *tape   = fo_tape_create(fo);
+    fo_tensor    *x;
+    double        before[6], after[6];
+    CHECK(fo_log_prob(ws, data, 0, 6, 0, before) == FO_OK && calls_failed == 0);
+    CHECK(fo_load(fo, "build/not-there") == NULL && calls_failed == 1);
+    CHECK(fo_log_prob(ws, data, 0, 6, 0, after) == FO_OK && calls_failed == 1);
+    CHECK(memcmp(before, after, sizeof before) == 0 && fo_failed(fo) == FO_ERR_FILE);
+    CHECK(fo_train(flow, NULL, NULL) == FO_ERR_ARGUMENT && calls_failed == 2);
+    CHECK(fo_failed(fo) == FO_ERR_FILE && strstr(fo_error(fo), "not-there")); /* the first one */
+    fo_clear_error(fo);
+    REFUSED(fo_add_layer(broken, "no such layer"), "unknown layer"); /* one that is wanted */
+    REFUSED(fo_add_dequantize(broken), "could not be built");
+    REFUSED(fo_train(broken, data, NULL), "could not be built");
+    REFUSED(fo_workspace_create(fo, broken, 1) == NULL, "could not be built");
+    CHECK(calls_failed == 6);
+    x = fo_input(tape, 2, dim, 1);
+    CHECK(fo_activation(x, "no such") == NULL && calls_failed == 7);
+    CHECK(fo_net_linear(x, "a", 2, 0) == NULL && calls_failed == 8); /* told once */
+    CHECK(fo_relu(fo_activation(x, "tanh")) == NULL && calls_failed == 9);
+    CHECK(fo_tape_plan(tape, 0) == FO_ERR_ARGUMENT && strstr(fo_error(fo), "no such"));
+    CHECK(fo_log_prob(NULL, data, 0, 1, 0, after) == FO_ERR_ARGUMENT && calls_failed == 10);
+    CHECK(fo_score(ws, data, 0, 6, "likelihood", after) == FO_OK && after[0] == -before[0]);
+    fo_close(fo);
+}
+
+/* A service: every tenth frame is bad, and costs nothing but its own answer. */
+static void test_service(void) {
+    enum { FRAMES = 10000, D = 16 };
+    fo_context   *fo   = open_counting();
+    fo_flow      *flow = random_flow(fo, "input 16\nlogit alpha=0.05\n"
+                                         "2* coupling mask=halves:% hidden=4\n", 0.3);
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 1);
+    fo_real       x[D];
+    fo_data      *frame = fo_data_view(fo, x, REAL_TYPE, 1, shape_of(D, 1, 1));
+    fo_data      *small = fo_data_view(fo, x, REAL_TYPE, 1, shape_of(D / 2, 1, 1));
+    uint64_t      held  = fo_memory(fo).allocations;
+    int           i, right = 0, clear = 0, same = 0;
+    for (i = 0; i < FRAMES; i++) {
+        double   answer = -1, alone = -2;
+        int      bad    = i % 10 == 9 ? 1 + i / 10 % 2 : 0;
+        fo_result result;
+        fo_random_uniform(3, 4, (uint64_t)i * D, D, x);
+        if (bad == 1)
+            x[i % D] = (fo_real)NAN;
+        result = fo_score(ws, bad == 2 ? small : frame, 0, 1, "likelihood", &answer);
+        right += !bad && result == FO_OK;
+        clear += bad && result == (bad == 1 ? FO_ERR_NUMERIC : FO_ERR_SHAPE) && answer == -1 &&
+                 strstr(fo_error(fo), bad == 1 ? "nan in the data" : "8x1x1") != NULL;
+        fo_clear_error(fo);
+        if (!bad && i % 97 == 0) { /* the same frame where nothing ever failed */
+            fo_context   *other = open_with(0, FO_SIMD_AUTO, 1);
+            fo_workspace *quiet = fo_workspace_create(other, flow, 1);
+            same += fo_score(quiet, frame, 0, 1, "likelihood", &alone) != FO_OK || alone != answer;
+            fo_close(other);
+        }
+    }
+    CHECK(right == 9000 && clear == 1000 && same == 0 && calls_failed == 1000);
+    CHECK(fo_memory(fo).allocations == held);
+    fo_close(fo);
+}
+
+typedef struct visits { fo_context *fo; const fo_data *data; int seen, wrong; } visits;
+
+/* Whatever a progress function calls is not part of the training. */
+static int visit(void *user, const fo_progress *progress) {
+    visits *v = (visits *)user;
+    double  lp;
+    (void)progress;
+    v->seen++;
+    v->wrong += fo_load(v->fo, "build/not-there") != NULL;
+    v->wrong += fo_log_prob(NULL, v->data, 0, 1, 0, &lp) == FO_OK;
+    v->wrong += fo_fail(v->fo, FO_ERR_SHAPE, "said so") != FO_ERR_SHAPE;
+    return 0;
+}
+static int visit_gradients(void *user, fo_real *grad, int64_t count) {
+    (void)grad, (void)count;
+    return visit(user, NULL);
+}
+
+static fo_result fail_shape(fo_tensor *out) {
+    out->rank = out->in[0]->rank;
+    memcpy(out->dim, out->in[0]->dim, sizeof out->dim);
+    return FO_OK;
+}
+static void fail_forward(const fo_tensor *out, int64_t begin, int64_t end) {
+    memcpy(out->data, out->in[0]->data, BYTES(out->count));
+    (void)begin, (void)end;
+    if (out->data[0] > 5)
+        fo_fail(fo_tape_context(out->tape), FO_ERR_NUMERIC, "%g is more than 5",
+                (double)out->data[0]);
+}
+static fo_tensor *fail_build(fo_tape *tape, fo_tensor *x, int outputs, const fo_net *net) {
+    fo_load(fo_tape_context(tape), "build/not-there"); /* a part of the call that builds */
+    return fo_net_linear(x, "a", outputs + 0 * net->hidden, 0);
+}
+static fo_state fail_mask(void *user, fo_shape shape, int phase, int c, int y, int x) {
+    if (shape.w + c + y + phase >= 0 && x == 3)
+        fo_fail((fo_context *)user, FO_ERR_ARGUMENT, "column 3");
+    return x % 2 ? FO_CHANGE : FO_CONDITION;
+}
+
+static void test_callbacks_that_fail(void) {
+    static const fo_op       op  = {"picky", 0, fail_shape, fail_forward, NULL};
+    static const fo_net_kind net = {"picky", fail_build, 0, {{0}}};
+    const int64_t dim  = 2;
+    fo_context   *fo   = open_counting();
+    fo_flow      *flow = random_flow(fo, "input 1x4x4\ndequantize\n"
+                                         "2* coupling mask=cycle:% hidden=8\n", 0.1);
+    samples       s;
+    fo_data      *data = make_data(fo, flow, &s, 8);
+    fo_tape      *tape = fo_tape_create(fo);
+    fo_tensor    *x, *out;
+    fo_train_desc desc;
+    visits        v;
+    memset(&desc, 0, sizeof desc);
+    memset(&v, 0, sizeof v);
+    v.fo = fo, v.data = data;
+    desc.steps = 5, desc.batch = 4, desc.progress = visit, desc.gradients = visit_gradients;
+    desc.user = &v;
+    CHECK(fo_train(flow, data, &desc) == FO_OK && fo_flow_steps(flow) == 5);
+    CHECK(v.seen >= 6 && v.wrong == 0 && calls_failed == 2 * v.seen);
+    CHECK(fo_failed(fo) == FO_ERR_FILE); /* nothing is lost either */
+    fo_clear_error(fo);
+
+    x = fo_input(tape, 1, &dim, 0);
+    fo_output(out = fo_apply(tape, &op, &x, 1, NULL, 0));
+    CHECK(fo_tape_plan(tape, 0) == FO_OK);
+    x->data[0] = 6;
+    REFUSED(fo_forward(tape), "6 is more than 5");
+    x->data[0] = 4;
+    CHECK(fo_forward(tape) == FO_OK && out->data[0] == 4);
+    CHECK(fo_register_net(fo, &net) == FO_OK);
+    CHECK(fo_register_mask(fo, "picky", fail_mask, fo) == FO_OK);
+    flow = fo_flow_create(fo, shape_of(1, 4, 4));
+    REFUSED(fo_add_coupling(flow, fo_mask_cycle(0), fo_net_named("picky")), "not-there");
+    flow = fo_flow_create(fo, shape_of(1, 4, 4));
+    REFUSED(fo_add_coupling(flow, fo_mask_named("picky", 0), fo_net_mlp(3, 1, 0)), "column 3");
+    fo_close(fo);
+}
+
+int main(void) {
+    test_local_errors();
+    test_service();
+    test_callbacks_that_fail();
+    return test_end();
+}
