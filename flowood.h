@@ -585,7 +585,8 @@ FO_API size_t fo_mask_print(const unsigned char *map, fo_shape shape, char *text
    dequantize layer makes it the density of the 8-bit image.
    ============================================================================================= */
 FO_API fo_flow *fo_flow_create(fo_context *fo, fo_shape shape);
-/* y = (x+u)/256 with u ~ U(0,1), a function of (seed, sample index, draw). First layer, or none. */
+/* y = (x+u)/256 with u ~ U(0,1): in scoring a function of (the model's seed, draw, element), in
+   training of (seed, sample, epoch, element). First layer, or none. */
 FO_API fo_result fo_add_dequantize(fo_flow *flow);
 /* h = logit(v), v = 1/2 + (1-2 alpha)(y - 1/2) */
 FO_API fo_result fo_add_logit(fo_flow *flow, double alpha);
@@ -667,7 +668,9 @@ FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_
 FO_API fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch);
 FO_API void          fo_workspace_free(fo_workspace *ws);
 
-/* Samples first .. first+count-1 of data. draw >= 0 numbers the dequantization noise;
+/* Samples first .. first+count-1 of data. draw >= 0 numbers the noise of dequantize: a function of
+   (the model's seed, draw, element), so that a sample has one score, wherever and beside whatever
+   it lies. The model's seed is that of the context that the flow was made in; its files keep it.
    FO_DRAW_MIDDLE takes u = 1/2, so that decode(encode(x)) gives back x. */
 #define FO_DRAW_MIDDLE (-1)
 /* Which batch-norm statistics scoring uses: running (the default) or those of each batch, which
@@ -684,6 +687,16 @@ FO_API fo_result fo_log_prob_terms(fo_workspace *ws, const fo_data *data, int64_
 /* z[count][D]: what came through the last layer, then what the splits took out, the last first. */
 FO_API fo_result fo_encode(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                            int draw, fo_real *z);
+/* log of the mean of p over draws 0 .. draws-1: closer to the log P(x) of the picture itself, and
+   calmer, than that of one draw, at `draws` times its cost. */
+FO_API fo_result fo_log_prob_mean(fo_workspace *ws, const fo_data *data, int64_t first,
+                                  int64_t count, int draws, double *log_prob);
+/* The same of samples in memory, row by row, of the flow's shape and of type FO_U8, FO_F32 or
+   FO_F64; rows need no alignment. Nothing is allocated, for one row or for many. */
+FO_API fo_result fo_log_prob_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                                  int draw, double *log_prob);
+FO_API fo_result fo_encode_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                                int draw, fo_real *z);
 /* x[count][c*h*w]; after dequantize in grey levels clamped to 0..255: rounding restores the pixel.
    logdet (or NULL): of the decode of each sample, minus that of encode. */
 FO_API fo_result fo_decode(fo_workspace *ws, const fo_real *z, int64_t count, fo_real *x,
@@ -750,6 +763,7 @@ typedef struct fo_pass {
     fo_real      *dnet;      /* and dLoss/d(it), which backward sets where it changes elements */
     uint64_t      seed;      /* noise of row r: numbers 0, 1, ... of stream[r] under this seed, */
     const uint64_t *stream;
+    const fo_real *noise;    /* [size] these uniform numbers if every row has the same; or NULL, */
     int           middle;    /* or none at all: take the middle */
     int           any_values; /* refuse none: x holds bytes, or is only near a sample (fo_check) */
     const int64_t *sample;   /* which sample sits in each row, for messages */
@@ -957,10 +971,42 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
 
      likelihood  -log_prob(x): what the paper shows to fail, or to work
      latent      -log N(z; 0, I): the base density alone, without the volume change
+     volume      -logdet(x): the volume change alone
    ============================================================================================= */
-FO_API const char *fo_score_name(int i); /* NULL from the last one on */
+/* What a score may look at: one sample, encoded. */
+typedef struct fo_scored {
+    const fo_flow *flow;
+    int64_t        size;     /* D                                                           */
+    int            layers;
+    double         log_prob; /* the sum of terms                                            */
+    const double  *terms;    /* [1+layers] base density, then the logdet of each layer      */
+    const fo_real *z;        /* [size]                                                      */
+    const fo_real *x;        /* [size] the sample as numbers, if needs_x asked for it       */
+} fo_scored;
+
+/* A score: higher means more OOD. Built-in scores and yours use this one interface. */
+typedef struct fo_score_kind {
+    const char *name, *formula;
+    double (*score)(void *user, const fo_scored *sample); /* errors: fo_fail; NaN is one */
+    void *user;
+    int   needs_x;
+} fo_score_kind;
+FO_API fo_result fo_register_score(fo_context *fo, const fo_score_kind *kind);
+/* Those that workspaces of fo know; NULL: the built-in ones. The name is NULL behind the last. */
+FO_API fo_score_kind fo_score_at(const fo_context *fo, int i);
+
+/* Under draw 0. */
 FO_API fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                           const char *name, double *score);
+/* Several from one encode: score[n_names][count]. */
+#define FO_MAX_SCORES 64
+FO_API fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                           const char *const *names, int n_names, int draw, double *score);
+/* The same of rows in memory; see fo_log_prob_rows. */
+FO_API fo_result fo_score_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                               const char *name, double *score);
+FO_API fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                                const char *const *names, int n_names, int draw, double *score);
 
 /* The length in nats of a picture's lossless code, channel by channel, by a small predictive coder:
    how complex is it? pixels[c][h][w]. */
@@ -1518,7 +1564,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
    Paper      Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011
    ============================================================================================= */
 /* Streams: one number line for each use of randomness; the low bits name the one who draws. */
-#define FO__STREAM_NOISE ((uint64_t)1 << 60)   /* + draw * 2^40 + sample */
+#define FO__STREAM_NOISE ((uint64_t)1 << 60)   /* of training: + epoch * 2^40 + sample */
 #define FO__STREAM_INIT ((uint64_t)2 << 60)    /* + parameter            */
 #define FO__STREAM_SHUFFLE ((uint64_t)3 << 60) /* + epoch                */
 #define FO__STREAM_BASE ((uint64_t)4 << 60)    /* + sample: z            */
@@ -1526,6 +1572,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_CHECK ((uint64_t)6 << 60)
 #define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
 #define FO__STREAM_MARTINGALE ((uint64_t)8 << 60)
+#define FO__STREAM_SCORE ((uint64_t)9 << 60)   /* noise of scoring: + draw   */
 #define FO__STREAM_CONSTANT ((uint64_t)10 << 60) /* + the stream of the sample's noise */
 
 void fo_random_bits(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out[4]) {
@@ -3332,26 +3379,34 @@ fo_data *fo_load(fo_context *fo, const char *path) {
     return data;
 }
 
+/* Samples that lie in memory, into `out`. */
+static fo_result fo__view(fo_context *fo, const char *call, const void *rows, fo_dtype type,
+                          int64_t count, fo_shape shape, fo_data *out) {
+    int64_t columns = fo_shape_count(shape);
+    if (rows == NULL || (type != FO_U8 && type != FO_F32 && type != FO_F64) || count < 1 ||
+        columns < 1 || count > INT64_MAX / 8 / columns)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "%s: %lld samples of %dx%dx%d %s%s: needed are rows "
+                        "of U8, F32 or F64", call, (long long)count, shape.c, shape.h, shape.w,
+                        fo_dtype_name(type), rows ? "" : " at NULL");
+    out->fo    = fo;
+    out->type  = type;
+    out->shape = shape;
+    out->count = count;
+    out->rows  = rows;
+    return FO_OK;
+}
+
 fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t count,
                       fo_shape shape) {
-    int64_t  columns = fo_shape_count(shape);
-    fo_data *data;
-    if (!fo__begin(fo))
+    fo_data given, *data;
+    memset(&given, 0, sizeof given);
+    if (!fo__begin(fo) ||
+        fo__view(fo, "fo_data_view", rows, type, count, shape, &given) != FO_OK)
         return NULL;
-    if (rows == NULL || (type != FO_U8 && type != FO_F32 && type != FO_F64) || count < 1 ||
-        columns < 1 || count > INT64_MAX / 8 / columns) {
-        fo__fail(fo, FO_ERR_ARGUMENT, "fo_data_view: %lld samples of %dx%dx%d %s: needed are rows "
-                 "of U8, F32 or F64", (long long)count, shape.c, shape.h, shape.w,
-                 fo_dtype_name(type));
-        return NULL;
-    }
     data = (fo_data *)fo__object(fo, sizeof *data);
     if (data) {
-        data->fo    = fo;
-        data->type  = type;
-        data->shape = shape;
-        data->count = count;
-        data->rows  = rows;
+        given.arena = data->arena;
+        *data       = given;
     }
     return data;
 }
@@ -6597,7 +6652,7 @@ fo_tensor *fo_gate(fo_tensor *h, fo_tensor *r, fo_tensor *g) {
               replaced; rows stay where they are as long as the context
    Callers    >>nets, >>masks, >>layers, >>text
    ============================================================================================= */
-typedef enum fo__what { FO__A_NET, FO__A_MASK, FO__A_LAYER, FO__WHATS } fo__what;
+typedef enum fo__what { FO__A_NET, FO__A_MASK, FO__A_LAYER, FO__A_SCORE, FO__WHATS } fo__what;
 
 /* What every row of the registry starts with. */
 typedef struct fo__row_head {
@@ -6630,9 +6685,9 @@ static fo__row_head *fo__row_named(const fo_context *fo, fo__what what, const ch
 /* The same; an unknown name is an error that lists the known ones. `where` may be NULL. */
 static fo__row_head *fo__row_find(fo_context *fo, const char *where, fo__what what,
                                   const char *name) {
-    const char *const noun[FO__WHATS] = {"st-network", "mask", "layer"};
+    const char *const noun[FO__WHATS] = {"st-network", "mask", "layer", "score"};
     const char *const call[FO__WHATS] = {"fo_register_net", "fo_register_mask",
-                                         "fo_register_layer"};
+                                         "fo_register_layer", "fo_register_score"};
     fo__row_head *row = fo__row_named(fo, what, name);
     char          known[300];
     size_t        at = 0;
@@ -7553,21 +7608,31 @@ static void fo__dequantize_before(fo_pass *p) {
     }
 }
 
+/* One row: the noise that all rows share, or its own. */
+static void fo__dequantize_row(const fo_pass *p, int64_t r) {
+    fo_real *x = p->x + r * p->size, own[FO__CHUNK];
+    int64_t  i, j, n;
+    for (i = 0; i < p->size; i += n) {
+        const fo_real *u = p->noise ? p->noise + i : own;
+        n = FO__MIN(FO__CHUNK, p->size - i);
+        for (j = 0; j < n && p->middle && p->noise == NULL; j++)
+            own[j] = (fo_real)0.5;
+        if (p->noise == NULL && !p->middle)
+            fo_random_uniform(p->seed, p->stream[r], (uint64_t)i, n, own);
+        for (j = 0; j < n; j++)
+            x[i + j] = (x[i + j] + u[j]) / 256;
+    }
+}
+
 /* Back to the middle of the pixel's cell, so that rounding gives the pixel. */
 static void fo__dequantize_rows(fo_pass *p, int64_t begin, int64_t end) {
-    int64_t r, i, j, n, size = p->size;
-    double  logdet = (double)size * log(256.0);
-    fo_real u[FO__CHUNK];
+    int64_t r, i;
+    double  logdet = (double)p->size * log(256.0);
     for (r = begin; r < end; r++) {
-        fo_real *x = p->x + r * size;
-        for (i = 0; i < size && p->direction == FO_ENCODE; i += n) {
-            n = FO__MIN(FO__CHUNK, size - i);
-            if (!p->middle)
-                fo_random_uniform(p->seed, p->stream[r], (uint64_t)i, n, u);
-            for (j = 0; j < n; j++)
-                x[i + j] = (x[i + j] + (p->middle ? (fo_real)0.5 : u[j])) / 256;
-        }
-        for (i = 0; i < size && p->direction == FO_DECODE; i++) {
+        fo_real *x = p->x + r * p->size;
+        if (p->direction == FO_ENCODE)
+            fo__dequantize_row(p, r);
+        for (i = 0; i < p->size && p->direction == FO_DECODE; i++) {
             fo_real grey = x[i] * 256 - (fo_real)0.5;
             x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
         }
@@ -8597,6 +8662,7 @@ typedef struct fo__whole { /* a copy of all that training changes */
 struct fo_flow {
     fo__arena   arena;
     fo_context *fo;
+    uint64_t    seed;       /* of first values and of the noise of scoring */
     fo_shape    shape, end; /* of a sample; of what the next layer would see */
     int64_t     size;       /* D */
     fo__layer  *layers;
@@ -8646,6 +8712,7 @@ fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
     if (flow == NULL)
         return NULL;
     flow->fo    = fo;
+    flow->seed  = fo->desc.seed;
     flow->shape = shape;
     flow->end   = shape;
     flow->size  = count;
@@ -8987,11 +9054,11 @@ static fo_result fo__flow_ready(fo_context *fo, fo_flow *flow) {
     flow->buffer_values = fo__reals(&flow->arena, flow->buffers.size);
     if (flow->values == NULL || flow->buffer_values == NULL)
         return FO_ERR_MEMORY;
-    fo__params_init(&flow->params, flow->fo->desc.seed, flow->values);
-    fo__params_init(&flow->buffers, flow->fo->desc.seed, flow->buffer_values);
+    fo__params_init(&flow->params, flow->seed, flow->values);
+    fo__params_init(&flow->buffers, flow->seed, flow->buffer_values);
     for (i = 0; i < flow->n_layers; i++) {
         const fo_layer *layer = &flow->layers[i].see;
-        if (layer->kind->init && layer->kind->init(layer, flow->fo->desc.seed, flow->values,
+        if (layer->kind->init && layer->kind->init(layer, flow->seed, flow->values,
                                                    flow->buffer_values) != FO_OK)
             return flow->fo->failed;
     }
@@ -9450,9 +9517,15 @@ struct fo_workspace {
     const char *name;           /* of the data in messages: "" or "held-out " */
     int64_t    *sample;         /* which sample sits in each row, */
     uint64_t   *noise;          /* which random stream its noise comes from, */
-    uint64_t    seed;           /* of this seed */
+    uint64_t    seed;           /* of this seed, */
+    int         shared;         /* unless all rows have the same, of the flow's seed: */
+    fo_real    *row_noise;      /* [D] for */
+    int64_t     row_draw;       /* this draw, made when it is needed first; -2: none yet */
+    uint64_t    row_seed;
     int         middle;         /* u = 1/2 instead of noise */
     int         any_values;     /* no sample, but near one: dequantize refuses nothing */
+    fo_data     view;           /* rows in memory, of the current call */
+    double     *row_terms;      /* [1+layers] of one row, for scores */
     fo_norm     norm;           /* what the batch norms of all tapes do */
     fo__pace    pace;
 };
@@ -9489,7 +9562,8 @@ static fo_pass *fo__pass_open(fo_workspace *ws, int layer, fo_direction directio
     p->rows       = ws->rows;
     p->dx         = direction == FO_BACKWARD ? ws->dstate : NULL;
     p->values     = ws->values;
-    p->seed       = ws->seed;
+    p->noise      = ws->shared ? ws->row_noise : NULL;
+    p->seed       = ws->shared ? ws->flow->seed : ws->seed;
     p->middle     = ws->middle;
     p->any_values = ws->any_values || (ws->data && fo_data_dtype(ws->data) == FO_U8 &&
                                        ws->negative == NULL); /* bytes are whole numbers */
@@ -9647,6 +9721,9 @@ static fo_workspace *fo__workspace_build(fo_context *fo, fo_flow *flow, int batc
     ws->terms  = fo__doubles(&ws->arena, batch * (1 + (int64_t)flow->n_layers));
     ws->sample = (int64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(int64_t)));
     ws->noise  = (uint64_t *)fo__arena_alloc(&ws->arena, fo__times(batch, sizeof(uint64_t)));
+    ws->row_terms = fo__doubles(&ws->arena, 1 + (int64_t)flow->n_layers);
+    ws->row_noise = fo__reals(&ws->arena, n);
+    ws->row_draw  = -2;
     ws->norm.mode = train ? FO_NORM_TRAIN : FO_NORM_RUNNING;
     ws->name   = "";
     if (train) {
@@ -9713,17 +9790,34 @@ static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
         fo__data_rows(fo__row_data(ws, r), ws->sample[r], fo__state(ws, r));
 }
 
-/* Samples first, first + 1 ... of the data are the rows of the next pass, with the noise of this
-   draw. */
-static void fo__fill(fo_workspace *ws, int64_t first, int64_t rows, int draw) {
+/* Samples first, first + 1 ... of the data are the rows of the next pass, each with the noise that
+   it has in the first epoch of training under ws->seed. */
+static void fo__fill(fo_workspace *ws, int64_t first, int64_t rows) {
     int64_t r;
     ws->rows   = rows;
+    ws->middle = ws->shared = 0;
+    for (r = 0; r < rows; r++)
+        ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = first + r);
+}
+
+/* The same for scoring: all rows have the noise of this draw, so that a sample's score is that of
+   its values alone. */
+static void fo__fill_draw(fo_workspace *ws, int64_t first, int64_t rows, int draw) {
+    const uint64_t seed = ws->flow->seed, stream = FO__STREAM_SCORE + (uint64_t)FO__MAX(draw, 0);
+    int64_t        i, n = ws->flow->size;
+    fo__fill(ws, first, rows);
+    for (i = 0; i < rows; i++)
+        ws->noise[i] = stream;
     ws->middle = draw < 0;
-    for (r = 0; r < rows; r++) {
-        ws->sample[r] = first + r;
-        ws->noise[r]  = FO__STREAM_NOISE + ((uint64_t)(draw < 0 ? 0 : draw) << 40) +
-                       (uint64_t)ws->sample[r];
-    }
+    ws->shared = 1;
+    if (ws->row_draw == draw && ws->row_seed == seed)
+        return;
+    ws->row_draw = draw;
+    ws->row_seed = seed;
+    if (draw >= 0)
+        fo_random_uniform(seed, stream, 0, n, ws->row_noise);
+    for (i = 0; i < n && draw < 0; i++)
+        ws->row_noise[i] = (fo_real)0.5;
 }
 
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
@@ -9837,48 +9931,153 @@ static fo_result fo__encode(fo_workspace *ws) {
     return ws->fo->failed;
 }
 
-static fo_result fo__run(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
-                           int draw, double *log_prob, double *terms, fo_real *z,
-                         double *base) {
-    int64_t done, r, columns;
-    int     i;
-    if (!FO__BEGIN(ws))
-        return FO_ERR_ARGUMENT;
-    if (fo__check_data(ws->fo, ws->flow, data) != FO_OK)
-        return ws->fo->failed;
-    if (first < 0 || count < 0 || first > fo_data_count(data) - count || draw < FO_DRAW_MIDDLE)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%lld samples from number %lld on, draw %d: the "
-                        "data has %lld samples, and draws start at 0", (long long)count,
-                        (long long)first, draw, (long long)fo_data_count(data));
-    fo__workspace_bind(ws);
-    ws->norm.measured = 0;
-    ws->data   = data;
-    ws->seed   = ws->fo->desc.seed;
-    columns    = 1 + ws->flow->n_layers;
-    for (done = 0; done < count; done += ws->rows) {
-        fo__fill(ws, first + done, FO__MIN(ws->batch, count - done), draw);
-        fo__pace_begin(ws->fo, &ws->pace, fo_clock());
-        fo__encode(ws);
-        fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)ws->rows);
-        if (ws->fo->failed != FO_OK)
+/* What a call wants to know of samples first .. first+count-1, all from one encode of each. What
+   is NULL is not wanted. */
+typedef struct fo__request {
+    const fo_data *data;
+    int64_t        first, count;
+    int            draw, draws;    /* draws > 1: log_prob is that of the mean of p over so many */
+    int            training_noise; /* every sample has noise of its own */
+    double        *log_prob;       /* [count]           */
+    double        *terms;          /* [count][1+layers] */
+    fo_real       *z;              /* [count][D]        */
+    double        *score;          /* [n_scores][count] */
+    fo_score_kind  scores[FO_MAX_SCORES];
+    int            n_scores;
+} fo__request;
+
+static fo__request fo__request_of(const fo_data *data, int64_t first, int64_t count, int draw) {
+    fo__request q;
+    q.data = data, q.first = first, q.count = count, q.draw = draw, q.draws = 1;
+    q.training_noise = q.n_scores = 0;
+    q.log_prob = q.terms = q.score = NULL;
+    q.z        = NULL;
+    return q;
+}
+
+/* The scores of row r, which is sample i of the request. */
+static fo_result fo__request_scores(fo_workspace *ws, const fo__request *q, int64_t r, int64_t i,
+                                    const double *terms, double log_prob) {
+    fo_scored sample;
+    int       k, needs_x = 0;
+    for (k = 0; k < q->n_scores; k++)
+        needs_x |= q->scores[k].needs_x;
+    if (needs_x)
+        fo__data_rows(q->data, q->first + i, ws->spare);
+    sample.flow     = ws->flow;
+    sample.size     = ws->flow->size;
+    sample.layers   = ws->flow->n_layers;
+    sample.log_prob = log_prob;
+    sample.terms    = terms;
+    sample.z        = fo__state(ws, r);
+    for (k = 0; k < q->n_scores && ws->fo->failed == FO_OK; k++) {
+        double score;
+        sample.x = q->scores[k].needs_x ? ws->spare : NULL;
+        score    = q->scores[k].score(q->scores[k].user, &sample);
+        if (score != score)
+            fo__fail(ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
+                     q->scores[k].name, (long long)(q->first + i));
+        q->score[k * q->count + i] = score;
+    }
+    return ws->fo->failed;
+}
+
+/* log(exp(a) + exp(b)) */
+static double fo__log_add(double a, double b) {
+    return FO__MAX(a, b) + log1p(exp(-fabs(a - b)));
+}
+
+/* What the batch, samples `done` and following under draw number k, has to say to the request. */
+static fo_result fo__request_take(fo_workspace *ws, const fo__request *q, int64_t done, int k) {
+    const int columns = 1 + ws->flow->n_layers;
+    int64_t   r;
+    int       i;
+    if (q->z && k == 0)
+        memcpy(q->z + done * ws->flow->size, ws->state,
+               (size_t)(ws->rows * ws->flow->size) * sizeof *q->z);
+    for (r = 0; r < ws->rows; r++) {
+        double  log_prob = fo__row_log_prob(ws, r);
+        double *terms    = q->terms ? q->terms + (done + r) * columns : ws->row_terms;
+        if (log_prob - log_prob != 0)
+            return fo__find_nan(ws);
+        if (q->log_prob)
+            q->log_prob[done + r] = k ? fo__log_add(q->log_prob[done + r], log_prob) : log_prob;
+        if (k > 0 || (q->terms == NULL && q->n_scores == 0))
+            continue;
+        for (i = 0; i < columns; i++)
+            terms[i] = ws->terms[i * (int64_t)ws->batch + r];
+        if (q->n_scores && fo__request_scores(ws, q, r, done + r, terms, log_prob) != FO_OK)
             return ws->fo->failed;
-        ws->norm.measured += ws->rows;
-        if (z)
-            memcpy(z + done * ws->flow->size, ws->state,
-                   (size_t)(ws->rows * ws->flow->size) * sizeof *z);
-        for (r = 0; r < ws->rows; r++) {
-            double sum = fo__row_log_prob(ws, r);
-            if (sum - sum != 0)
-                return fo__find_nan(ws);
-            if (log_prob)
-                log_prob[done + r] = sum;
-            if (base)
-                base[done + r] = ws->terms[r];
-            for (i = 0; i < columns && terms; i++)
-                terms[(done + r) * columns + i] = ws->terms[i * (int64_t)ws->batch + r];
-        }
     }
     return FO_OK;
+}
+
+static fo_result fo__request_check(fo_workspace *ws, const fo__request *q) {
+    if (fo__check_data(ws->fo, ws->flow, q->data) != FO_OK)
+        return ws->fo->failed;
+    if (q->first < 0 || q->count < 0 || q->first > fo_data_count(q->data) - q->count ||
+        q->draw < FO_DRAW_MIDDLE)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%lld samples from number %lld on, draw %d: the "
+                        "data has %lld samples, and draws start at 0", (long long)q->count,
+                        (long long)q->first, q->draw, (long long)fo_data_count(q->data));
+    if (q->draws < 1 || q->draws > 1 << 20)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the mean over %d draws: 1 to 2^20 are possible",
+                        q->draws);
+    return FO_OK;
+}
+
+static fo_result fo__run(fo_workspace *ws, const fo__request *q) {
+    int64_t done, r;
+    int     k;
+    if (fo__request_check(ws, q) != FO_OK)
+        return ws->fo->failed;
+    fo__workspace_bind(ws);
+    ws->norm.measured = 0;
+    ws->data          = q->data;
+    ws->seed          = ws->flow->seed;
+    fo__enter(ws->fo);
+    for (done = 0; done < q->count && ws->fo->failed == FO_OK; done += ws->rows) {
+        for (k = 0; k < q->draws && ws->fo->failed == FO_OK; k++) {
+            int64_t rows = FO__MIN(ws->batch, q->count - done);
+            if (q->training_noise)
+                fo__fill(ws, q->first + done, rows);
+            else
+                fo__fill_draw(ws, q->first + done, rows, q->draw + k);
+            fo__pace_begin(ws->fo, &ws->pace, fo_clock());
+            fo__encode(ws);
+            fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)rows);
+            if (ws->fo->failed == FO_OK)
+                fo__request_take(ws, q, done, k);
+        }
+        ws->norm.measured += ws->rows;
+        for (r = done; r < done + ws->rows && q->draws > 1; r++)
+            q->log_prob[r] -= log((double)q->draws);
+    }
+    return fo__leave(ws->fo);
+}
+
+/* The same for a public call whose answer goes to `out`. */
+static fo_result fo__answer(fo_workspace *ws, const fo__request *q, const void *out) {
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (out == NULL && q->count > 0)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "there is no place for the answers");
+    return fo__run(ws, q);
+}
+
+/* And for rows in memory. */
+static fo_result fo__answer_rows(fo_workspace *ws, fo__request *q, const void *rows, fo_dtype type,
+                                 int64_t count, const void *out) {
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (count == 0)
+        return FO_OK;
+    if (fo__view(ws->fo, "rows in memory", rows, type, count, ws->flow->shape, &ws->view) != FO_OK)
+        return ws->fo->failed;
+    q->data  = &ws->view;
+    q->first = 0;
+    q->count = count;
+    return fo__answer(ws, q, out);
 }
 
 fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode) {
@@ -9902,9 +10101,11 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
     old  = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
     size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
     if (old) {
+        fo__request q    = fo__request_of(data, 0, count, 0);
+        q.training_noise = 1;
         memcpy(old, flow->buffer_values, size);
         ws->norm.mode = FO_NORM_MEASURE;
-        if (fo__run(ws, data, 0, count, 0, NULL, NULL, NULL, NULL) != FO_OK)
+        if (fo__run(ws, &q) != FO_OK)
             memcpy(flow->buffer_values, old, size); /* bad data leave the flow as it was */
     }
     fo_workspace_free(ws);
@@ -9913,17 +10114,45 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
 
 fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                       int draw, double *log_prob) {
-    return fo__run(ws, data, first, count, draw, log_prob, NULL, NULL, NULL);
+    fo__request q = fo__request_of(data, first, count, draw);
+    q.log_prob    = log_prob;
+    return fo__answer(ws, &q, log_prob);
 }
 
 fo_result fo_log_prob_terms(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                             int draw, double *terms) {
-    return fo__run(ws, data, first, count, draw, NULL, terms, NULL, NULL);
+    fo__request q = fo__request_of(data, first, count, draw);
+    q.terms       = terms;
+    return fo__answer(ws, &q, terms);
 }
 
 fo_result fo_encode(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count, int draw,
                     fo_real *z) {
-    return fo__run(ws, data, first, count, draw, NULL, NULL, z, NULL);
+    fo__request q = fo__request_of(data, first, count, draw);
+    q.z           = z;
+    return fo__answer(ws, &q, z);
+}
+
+fo_result fo_log_prob_mean(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                           int draws, double *log_prob) {
+    fo__request q = fo__request_of(data, first, count, 0);
+    q.draws       = draws;
+    q.log_prob    = log_prob;
+    return fo__answer(ws, &q, log_prob);
+}
+
+fo_result fo_log_prob_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                           int draw, double *log_prob) {
+    fo__request q = fo__request_of(NULL, 0, 0, draw);
+    q.log_prob    = log_prob;
+    return fo__answer_rows(ws, &q, rows, type, count, log_prob);
+}
+
+fo_result fo_encode_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                         int draw, fo_real *z) {
+    fo__request q = fo__request_of(NULL, 0, 0, draw);
+    q.z           = z;
+    return fo__answer_rows(ws, &q, rows, type, count, z);
 }
 
 /* z -> x of the rows in the state. */
@@ -10417,10 +10646,10 @@ static fo_result fo__held_out(fo_trainer *tr, double *bpd) {
     double         sum   = 0;
     fo_result      result = FO_OK;
     ws->data = data, ws->negative = NULL, ws->name = "held-out ";
-    ws->train = 0, ws->norm.mode = FO_NORM_RUNNING, ws->seed = tr->flow->fo->desc.seed;
+    ws->train = 0, ws->norm.mode = FO_NORM_RUNNING;
     fo__workspace_bind(ws);
     for (first = 0; first < count && result == FO_OK; first += ws->rows) {
-        fo__fill(ws, first, FO__MIN(ws->batch, count - first), 0);
+        fo__fill_draw(ws, first, FO__MIN(ws->batch, count - first), 0);
         result = fo__encode(ws);
         for (r = 0; r < ws->rows && result == FO_OK; r++) {
             double log_prob = fo__row_log_prob(ws, r);
@@ -10431,7 +10660,7 @@ static fo_result fo__held_out(fo_trainer *tr, double *bpd) {
     }
     *bpd     = fo_bpd(sum / (double)count, tr->flow->shape);
     ws->data = tr->data, ws->negative = tr->desc.negative, ws->name = "";
-    ws->train = 1, ws->norm.mode = FO_NORM_TRAIN, ws->seed = tr->desc.seed;
+    ws->train = 1, ws->norm.mode = FO_NORM_TRAIN, ws->shared = 0;
     ws->rows = ws->batch;
     fo__workspace_bind(ws);
     return result;
@@ -10468,7 +10697,7 @@ static fo_result fo__measure_layer(fo_trainer *tr, int layer) {
     int              k;
     ws->positive = ws->batch; /* of negative samples nothing is measured */
     for (done = 0; done < tr->count; done += ws->rows) {
-        fo__fill(ws, done, FO__MIN(ws->batch, tr->count - done), 0);
+        fo__fill(ws, done, FO__MIN(ws->batch, tr->count - done));
         fo__rows(ws, fo__load_rows);
         for (k = 0; k < layer && ws->fo->failed == FO_OK; k++)
             fo__pass(ws, k, FO_ENCODE);
@@ -11063,15 +11292,18 @@ static int fo__add_arrays(const fo__saved_block *block, fo__arena *arena, fo_dty
 static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_note *notes) {
     const size_t size  = 2048;
     char        *train = (char *)fo__arena_alloc(arena, size);
+    char        *seed  = (char *)fo__arena_alloc(arena, 24);
     notes[0].key = "flowood.version", notes[0].text = "1";
     notes[1].key = "flowood.text", notes[1].text = fo_flow_text(flow);
-    notes[2].key = "flowood.train", notes[2].text = train;
-    if (train == NULL || notes[1].text == NULL)
+    notes[2].key = "flowood.seed", notes[2].text = seed;
+    notes[3].key = "flowood.train", notes[3].text = train;
+    if (train == NULL || seed == NULL || notes[1].text == NULL)
         return -1;
+    snprintf(seed, 24, "%llu", (unsigned long long)flow->seed);
     if (weights_only || flow->train.desc.batch == 0)
-        return 2;
+        return 3;
     fo__train_note(flow, train, size);
-    return 3;
+    return 4;
 }
 
 /* Everything a checkpoint is made of, in arrays and notes that live in the arena. */
@@ -11360,6 +11592,19 @@ static fo__limits fo__limits_of(const fo_archive *archive, const char *path) {
 }
 
 /* The archive is freed. */
+/* Of scoring's noise. Files from before it was noted have that of training. */
+static fo_result fo__read_seed(fo_flow *flow, const fo_archive *archive, const char *path) {
+    const char *note = fo_archive_note(archive, "flowood.seed");
+    size_t      n    = note ? strspn(note, "0123456789") : 0;
+    if (note && (n == 0 || n > 20 || note[n]))
+        return fo__fail(flow->fo, FO_ERR_FORMAT, "%s: flowood.seed is '%.24s'", path, note);
+    if (note)
+        flow->seed = strtoull(note, NULL, 10);
+    else if (flow->train.desc.seed && fo_archive_note(archive, "flowood.train"))
+        flow->seed = flow->train.desc.seed;
+    return FO_OK;
+}
+
 static fo_flow *fo__flow_from(fo_context *fo, fo_archive *archive, const char *path) {
     const char *text   = fo_archive_note(archive, "flowood.text");
     fo_flow    *flow   = NULL;
@@ -11370,7 +11615,8 @@ static fo_flow *fo__flow_from(fo_context *fo, fo_archive *archive, const char *p
     if (text)
         flow = fo__flow_parse(fo, text, &limits);
     if (flow && (fo__read_weights(flow, archive, path, 0) != FO_OK ||
-                 fo__read_train(flow, archive, path) != FO_OK)) {
+                 fo__read_train(flow, archive, path) != FO_OK ||
+                 fo__read_seed(flow, archive, path) != FO_OK)) {
         fo_flow_free(flow);
         flow = NULL;
     }
@@ -11389,29 +11635,117 @@ fo_flow *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t size) {
 /* ================================================================================================
    >>detect        scores of how unlikely a sample is to come from the training distribution
 
-   Invariants higher means more OOD; a score of a sample depends on the model, the sample, its
-              index and the draw, never on its batch
+   Invariants higher means more OOD; a score is a function of the model, the sample's values and the
+              draw. Several come from one encode
+   Callers    users; >>flow encodes and calls the score's function for each sample
    ============================================================================================= */
-const char *fo_score_name(int i) {
-    return i == 0 ? "likelihood" : i == 1 ? "latent" : NULL;
+typedef struct fo__score_row { fo__row_head head; fo_score_kind kind; } fo__score_row;
+
+static double fo__likelihood_score(void *user, const fo_scored *s) {
+    (void)user;
+    return -s->log_prob;
+}
+
+static double fo__latent_score(void *user, const fo_scored *s) {
+    (void)user;
+    return -s->terms[0];
+}
+
+static double fo__volume_score(void *user, const fo_scored *s) {
+    double logdet = 0;
+    int    i;
+    (void)user;
+    for (i = 1; i <= s->layers; i++)
+        logdet += s->terms[i];
+    return -logdet;
+}
+
+/* One row a score: name, formula, whether it looks at x. */
+#define FO__SCORES(X)                                                                              \
+    X(likelihood, "-log_prob(x)", 0)                                                               \
+    X(latent, "-log N(z; 0, I)", 0)                                                                \
+    X(volume, "-logdet(x)", 0)
+
+static fo_score_kind fo__score_builtin(int i) {
+#define FO__ROW(name, formula, needs_x) {#name, formula, fo__##name##_score, NULL, needs_x},
+    const fo_score_kind kinds[] = {FO__SCORES(FO__ROW) {NULL, NULL, NULL, NULL, 0}};
+#undef FO__ROW
+    const int n = sizeof kinds / sizeof kinds[0] - 1;
+    return kinds[i >= 0 && i < n ? i : n];
+}
+
+fo_result fo_register_score(fo_context *fo, const fo_score_kind *kind) {
+    fo__score_row *row;
+    char          *formula;
+    if (!fo__begin(fo) || kind == NULL || kind->score == NULL)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_score: a function is needed");
+    row = (fo__score_row *)fo__row_add(fo, FO__A_SCORE, "fo_register_score", kind->name,
+                                       sizeof *row);
+    formula = row ? fo__strdup(&fo->arena, kind->formula ? kind->formula : "") : NULL;
+    if (row)
+        row->kind = *kind, row->kind.name = row->head.name, row->kind.formula = formula;
+    return fo->failed;
+}
+
+static fo_result fo__scores_register(fo_context *fo) {
+    fo_score_kind kind;
+    int           i;
+    for (i = 0; (kind = fo__score_builtin(i)).name; i++)
+        if (fo_register_score(fo, &kind) != FO_OK)
+            return FO_ERR_MEMORY;
+    return FO_OK;
+}
+
+fo_score_kind fo_score_at(const fo_context *fo, int i) {
+    const fo__row_head *row = fo && i >= 0 ? fo->registry->first[FO__A_SCORE] : NULL;
+    if (fo == NULL)
+        return fo__score_builtin(i);
+    for (; row && i > 0; i--)
+        row = row->next;
+    return row ? ((const fo__score_row *)row)->kind : fo__score_builtin(-1);
+}
+
+/* The functions of these names into the request. */
+static fo_result fo__request_names(fo_workspace *ws, fo__request *q, const char *const *names,
+                                   int n, double *score) {
+    int i;
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (names == NULL || n < 1 || n > FO_MAX_SCORES)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%d scores: 1 to %d names are possible",
+                        names ? n : 0, FO_MAX_SCORES);
+    q->score = score;
+    for (i = 0; i < n; i++) {
+        fo__row_head *row = fo__row_find(ws->fo, NULL, FO__A_SCORE, names[i] ? names[i] : "");
+        if (row == NULL)
+            return ws->fo->failed;
+        q->scores[q->n_scores++] = ((fo__score_row *)row)->kind;
+    }
+    return FO_OK;
+}
+
+fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                    const char *const *names, int n_names, int draw, double *score) {
+    fo__request q      = fo__request_of(data, first, count, draw);
+    fo_result   result = fo__request_names(ws, &q, names, n_names, score);
+    return result == FO_OK ? fo__answer(ws, &q, score) : result;
+}
+
+fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                         const char *const *names, int n_names, int draw, double *score) {
+    fo__request q      = fo__request_of(NULL, 0, 0, draw);
+    fo_result   result = fo__request_names(ws, &q, names, n_names, score);
+    return result == FO_OK ? fo__answer_rows(ws, &q, rows, type, count, score) : result;
 }
 
 fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                    const char *name, double *score) {
-    fo_result result;
-    int64_t   i;
-    int       latent;
-    if (!FO__BEGIN(ws))
-        return FO_ERR_ARGUMENT;
-    latent = name && strcmp(name, "latent") == 0;
-    if (!latent && (name == NULL || strcmp(name, "likelihood") != 0))
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "score '%.40s' is not known: likelihood and "
-                        "latent are", name ? name : "");
-    result = fo__run(ws, data, first, count, 0, latent ? NULL : score, NULL, NULL,
-                     latent ? score : NULL);
-    for (i = 0; i < count && result == FO_OK; i++)
-        score[i] = -score[i];
-    return result;
+    return fo_scores(ws, data, first, count, &name, 1, 0, score);
+}
+
+fo_result fo_score_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                        const char *name, double *score) {
+    return fo_scores_rows(ws, rows, type, count, &name, 1, 0, score);
 }
 
 /* ================================================================================================
@@ -11490,8 +11824,8 @@ static void fo__check_nudge(fo__check *c, int layer, const fo_real *x, int64_t e
     fo_real *up = fo__state(ws, 0), *down = fo__state(ws, 1);
     int64_t  i;
     uint32_t bits[4];
-    fo__fill(ws, 0, 2, FO_DRAW_MIDDLE);
-    ws->sample[1] = 0, ws->noise[1] = ws->noise[0];
+    fo__fill_draw(ws, 0, 2, FO_DRAW_MIDDLE);
+    ws->sample[1] = 0;
     for (i = 0; i < ws->flow->size; i++) {
         double step = h * (1 + fabs((double)x[i]));
         fo_random_bits(0, FO__STREAM_CHECK + (uint64_t)(group + 2), (uint64_t)i, bits);
@@ -11573,7 +11907,7 @@ static void fo__check_layers(fo__check *c) {
         if (!fo__check_goes(c, "jacobian of layers", k, ws->flow->n_layers, FO__SHARE_JACOBIAN))
             break;
         numeric = fo__check_layer(c, k, x, dx, dx + n);
-        fo__fill(ws, 0, 1, FO_DRAW_MIDDLE);
+        fo__fill_draw(ws, 0, 1, FO_DRAW_MIDDLE);
         memcpy(fo__state(ws, 0), x, (size_t)n * sizeof *x);
         fo__pass(ws, k, FO_ENCODE);
         memcpy(x, fo__state(ws, 0), (size_t)n * sizeof *x);
@@ -11705,7 +12039,7 @@ static fo_result fo__check_gradient(fo_flow *flow, fo__check *c) {
     int           i;
     if (ws && grad) {
         ws->data = c->data;
-        fo__fill(ws, 0, rows, 0);
+        fo__fill(ws, 0, rows);
         loss = fo__check_loss(ws);
         fo__train_backward(ws);
         memcpy(grad, ws->grads, (size_t)n * sizeof *grad);
@@ -11802,7 +12136,7 @@ fo_context *fo_open(const fo_desc *desc) {
     fo->ops      = (fo_op *)fo__arena_alloc(&fo->arena, FO__OP_COUNT * sizeof *fo->ops);
     fo->registry = (struct fo__registry *)fo__arena_alloc(&fo->arena, sizeof *fo->registry);
     if (fo->failed != FO_OK || fo__nets_register(fo) != FO_OK || fo__masks_register(fo) != FO_OK ||
-        fo__layers_register(fo) != FO_OK) {
+        fo__layers_register(fo) != FO_OK || fo__scores_register(fo) != FO_OK) {
         fo_close(fo);
         return NULL;
     }

@@ -153,14 +153,15 @@ static fo_data *load_for(fo_context *fo, const fo_flow *flow, const char *model,
 
 /* Names of scores that the library does not know are wrong usage. */
 static int check_scores(options *o) {
-    int i, k;
+    fo_score_kind kind;
+    int           i, k;
     if (o->score.given == 0)
         o->score.list[o->score.given++] = o->score.text = "likelihood";
     for (i = 0; i < o->score.given; i++) {
         cli_guess guess = {o->score.list[i], NULL, 0};
-        for (k = 0; fo_score_name(k) && strcmp(fo_score_name(k), guess.word) != 0; k++)
-            cli_consider(&guess, fo_score_name(k));
-        if (fo_score_name(k) == NULL)
+        for (k = 0; (kind = fo_score_at(NULL, k)).name && strcmp(kind.name, guess.word) != 0; k++)
+            cli_consider(&guess, kind.name);
+        if (kind.name == NULL)
             return cli_unknown("score", &guess);
         for (k = 0; k < i; k++)
             if (strcmp(o->score.list[k], guess.word) == 0)

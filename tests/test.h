@@ -69,6 +69,16 @@ static inline fo_real *weights_of(fo_flow *flow, int64_t *n) {
     return fo_params(flow, n) ? flow->values : NULL;
 }
 
+/* The first samples encoded with the noise that they have in the first epoch of training, each its
+   own: golden values were made with it. */
+static inline fo_result as_in_training(fo_workspace *ws, const fo_data *data, int64_t count,
+                                       double *log_prob, double *terms, fo_real *z) {
+    fo__request q    = fo__request_of(data, 0, count, 0);
+    q.training_noise = 1;
+    q.log_prob = log_prob, q.terms = terms, q.z = z;
+    return FO__BEGIN(ws) ? fo__run(ws, &q) : FO_ERR_ARGUMENT;
+}
+
 /* An allocator that remembers sizes, fills what it gives with rubbish, and fails once. */
 typedef struct heap { int64_t calls, live, bytes, wrong, fail_at; } heap;
 

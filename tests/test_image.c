@@ -484,8 +484,8 @@ static void check_flow_scores(fo_flow *flow, const fo_archive *a, const fo_data 
     double          got[8], worst = 0;
     fo_real        *z = (fo_real *)malloc(2 * BYTES(8 * flow->size)), *x = z + 8 * flow->size;
     int64_t         i;
-    CHECK(fo_log_prob(ws, data, 0, batch, 0, got) == FO_OK);
-    CHECK(fo_encode(ws, data, 0, batch, 0, z) == FO_OK);
+    CHECK(as_in_training(ws, data, batch, got, NULL, NULL) == FO_OK);
+    CHECK(as_in_training(ws, data, batch, NULL, NULL, z) == FO_OK);
     for (i = 0; i < batch; i++)
         CLOSE(name, "log_prob", fabs(got[i] / value_at(lp, i) - 1), IS_DOUBLE ? 1e-11 : 1e-5);
     CLOSE(name, "z", far_off(find(a, "golden.", "z"), z, 1), IS_DOUBLE ? 1e-10 : 5e-5);
@@ -497,7 +497,7 @@ static void check_flow_scores(fo_flow *flow, const fo_archive *a, const fo_data 
     ws = fo_workspace_create(flow->fo, flow, 8);
     lp = find(a, "golden.train.", "log_prob");
     CHECK(fo_workspace_norm(ws, FO_NORM_BATCH) == FO_OK);
-    CHECK(fo_log_prob(ws, data, 0, batch, 0, got) == FO_OK);
+    CHECK(as_in_training(ws, data, batch, got, NULL, NULL) == FO_OK);
     for (i = 0; i < batch && lp; i++)
         CLOSE(name, "batch log_prob", fabs(got[i] / value_at(lp, i) - 1), IS_DOUBLE ? 1e-11 : 1e-5);
     free(z);
@@ -568,7 +568,7 @@ static void test_torch_names(void) {
     int             i;
     CHECK(flow && x && lp && fo_archive_find(a, "flow.2.net.in_conv.weight_g") == NULL);
     data = fo_data_view(fo, x->values, x->type, x->dim[0], fo_flow_shape(flow));
-    CHECK(fo_log_prob(fo_workspace_create(fo, flow, 3), data, 0, 3, 0, got) == FO_OK);
+    CHECK(as_in_training(fo_workspace_create(fo, flow, 3), data, 3, got, NULL, NULL) == FO_OK);
     for (i = 0; i < 3; i++)
         CLOSE("torch names", "log_prob", fabs(got[i] / value_at(lp, i) - 1),
               IS_DOUBLE ? 1e-7 : 1e-5);
@@ -648,7 +648,7 @@ static double scores_off(fo_flow *flow, const fo_data *data, int mode, const fo_
     double        lp[4], worst = 0;
     int           i;
     CHECK(fo_workspace_norm(ws, (fo_norm_mode)mode) == FO_OK);
-    CHECK(fo_log_prob(ws, data, 0, 4, 0, lp) == FO_OK);
+    CHECK(as_in_training(ws, data, 4, lp, NULL, NULL) == FO_OK);
     for (i = 0; i < 4; i++)
         worst = fmax(worst, fabs(lp[i] / value_at(want, i) - 1));
     fo_workspace_free(ws);
@@ -1418,7 +1418,8 @@ static void test_recalibrate(void) {
     int64_t       i, k;
     shake(flow, 0.2);
     kept = (fo_real *)malloc(BYTES(flow->buffers.size));
-    CHECK(fo_encode(fo_workspace_create(fo, front, 100), data, 0, N, 0, z) == FO_OK);
+    ws = fo_workspace_create(fo, front, 100);
+    CHECK(as_in_training(ws, data, N, NULL, NULL, z) == FO_OK);
     CHECK(fo_recalibrate(flow, data, N) == FO_OK);
     for (k = 0; k < 2; k++) { /* what the first in_norm sees, zeros where it must not look */
         for (i = 0; i < N * D; i++) {

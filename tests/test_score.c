@@ -202,9 +202,231 @@ static void test_callbacks_that_fail(void) {
     fo_close(fo);
 }
 
+/* ---- noise: the model's, and the same for every sample --------------------------------------- */
+
+#define IMAGE_FLOW "input 1x4x4\ndequantize\nlogit alpha=0.05\n4* coupling mask=cycle:% hidden=8\n"
+
+/* Whether this picture gets this score, from a workspace of a context of another seed. */
+static int scores_alike(fo_flow *flow, const unsigned char *pixels, double want) {
+    fo_context   *other = open_with(1234, FO_SIMD_AUTO, 1);
+    fo_workspace *ws    = fo_workspace_create(other, flow, 3);
+    fo_data      *alone = fo_data_view(other, pixels, FO_U8, 1, shape_of(1, 4, 4));
+    double        got   = 0, rows = 0;
+    int           ok;
+    ok = fo_log_prob(ws, alone, 0, 1, 0, &got) == FO_OK && got == want;
+    ok &= fo_log_prob_rows(ws, pixels, FO_U8, 1, 0, &rows) == FO_OK && rows == want;
+    fo_close(other);
+    return ok;
+}
+
+static void test_noise(void) {
+    static const int draws[] = {0, 1, 2, 1 << 20, 1 << 24, (1 << 24) + 1, 1 << 30, INT_MAX, -1};
+    const char   *path = FILE_NAME("seed");
+    fo_context   *fo   = open_with(77, FO_SIMD_AUTO, 1), *far = open_with(5, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3), *back, *bare;
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 7);
+    fo_save_desc  small;
+    fo_real       z[COUNT(draws)][16], u[16];
+    samples       s, turned;
+    fo_data      *data = make_data(fo, flow, &s, 40), *same;
+    double        lp[40], other[40];
+    int           i, j;
+    CHECK(fo_log_prob(ws, data, 0, 40, 0, lp) == FO_OK);
+    for (i = 0; i < 40; i++) { /* in another place of another file */
+        memcpy(turned.pixel + 16 * i, s.pixel + 16 * ((i + 9) % 40), 16);
+        CHECK(i % 8 || scores_alike(flow, s.pixel + 16 * i, lp[i]));
+    }
+    same = fo_data_view(fo, turned.pixel, FO_U8, 40, shape_of(1, 4, 4));
+    CHECK(fo_log_prob(ws, same, 0, 40, 0, other) == FO_OK);
+    for (i = 0; i < 40; i++)
+        CHECK(other[i] == lp[(i + 9) % 40]);
+
+    memset(&small, 0, sizeof small); /* a file keeps the seed, with or without a training state */
+    small.weights_only = 1;
+    for (i = 0; i < 2; i++) {
+        CHECK(fo_save_as(flow, path, i ? &small : NULL) == FO_OK);
+        back = fo_load_flow(far, path);
+        CHECK(back && scores_alike(back, s.pixel + 16 * 3, lp[3]));
+        fo_flow_free(back);
+    }
+    remove(path);
+
+    bare = fo_flow_parse(fo, "input 1x4x4\ndequantize\n"); /* whose latents are x and noise */
+    ws   = fo_workspace_create(fo, bare, 2);
+    for (i = 0; i < COUNT(draws); i++) {
+        CHECK(fo_encode(ws, data, 2, 1, draws[i], z[i]) == FO_OK);
+        fo_random_uniform(77, ((uint64_t)9 << 60) + (uint64_t)draws[i], 0, 16, u);
+        for (j = 0; j < 16; j++)
+            CHECK(z[i][j] == (s.pixel[32 + j] + (draws[i] < 0 ? (fo_real)0.5 : u[j])) / 256);
+        for (j = 0; j < i; j++)
+            CHECK(memcmp(z[i], z[j], sizeof z[i]) != 0);
+    }
+    fo_close(far), fo_close(fo);
+}
+
+/* The mean over draws is that of the densities. */
+static void test_mean_of_draws(void) {
+    fo_context   *fo   = open_with(3, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 3), *whole = fo_workspace_create(fo, flow, 8);
+    samples       s;
+    fo_data      *data = make_data(fo, flow, &s, 8);
+    double        each[5][8], mean[8], again[8];
+    int           i, k;
+    for (k = 0; k < 5; k++)
+        CHECK(fo_log_prob(ws, data, 0, 8, k, each[k]) == FO_OK);
+    CHECK(fo_log_prob_mean(ws, data, 0, 8, 5, mean) == FO_OK);
+    for (i = 0; i < 8; i++) {
+        double sum = 0;
+        for (k = 0; k < 5; k++)
+            sum += exp(each[k][i] - each[0][i]) / 5;
+        CHECK_NEAR(mean[i], each[0][i] + log(sum), 1e-13);
+    }
+    CHECK(fo_log_prob_mean(whole, data, 0, 8, 5, again) == FO_OK);
+    CHECK(memcmp(mean, again, sizeof mean) == 0);
+    CHECK(fo_log_prob_mean(ws, data, 0, 8, 1, mean) == FO_OK);
+    CHECK(memcmp(mean, each[0], sizeof mean) == 0);
+    REFUSED(fo_log_prob_mean(ws, data, 0, 8, 0, mean), "the mean over 0 draws");
+    fo_close(fo);
+}
+
+/* ---- rows from memory ------------------------------------------------------------------------ */
+
+static void test_rows(void) {
+    static const char *const both[] = {"likelihood", "volume"};
+    fo_context   *fo   = open_with(3, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
+    samples       s;
+    fo_data      *data = make_data(fo, flow, &s, 8);
+    unsigned char odd[8 * 16 * 8 + 1];
+    float         narrow[8 * 16];
+    double        wide[8 * 16], want[8], got[8], two[2][8], lp[8];
+    fo_real       z[8 * 16], want_z[8 * 16], x[16];
+    uint64_t      held;
+    int           i;
+    for (i = 0; i < 8 * 16; i++)
+        wide[i] = narrow[i] = s.pixel[i];
+    memcpy(odd + 1, wide, sizeof wide);
+    CHECK(fo_log_prob(ws, data, 0, 8, 2, want) == FO_OK);
+    CHECK(fo_encode(ws, data, 0, 8, 2, want_z) == FO_OK);
+    CHECK(fo_log_prob(ws, data, 0, 8, 0, lp) == FO_OK);
+    held = fo_memory(fo).allocations;
+    CHECK(fo_log_prob_rows(ws, s.pixel, FO_U8, 8, 2, got) == FO_OK && !memcmp(got, want, 64));
+    CHECK(fo_log_prob_rows(ws, narrow, FO_F32, 8, 2, got) == FO_OK && !memcmp(got, want, 64));
+    CHECK(fo_log_prob_rows(ws, odd + 1, FO_F64, 8, 2, got) == FO_OK && !memcmp(got, want, 64));
+    CHECK(fo_encode_rows(ws, s.pixel, FO_U8, 8, 2, z) == FO_OK && !memcmp(z, want_z, sizeof z));
+    for (i = 0; i < 8; i++) { /* one at a time */
+        CHECK(fo_log_prob_rows(ws, s.pixel + 16 * i, FO_U8, 1, 2, got) == FO_OK);
+        CHECK(got[0] == want[i]);
+    }
+    CHECK(fo_score_rows(ws, s.pixel, FO_U8, 8, "likelihood", got) == FO_OK);
+    CHECK(fo_scores_rows(ws, s.pixel, FO_U8, 8, both, 2, 0, two[0]) == FO_OK);
+    for (i = 0; i < 8; i++)
+        CHECK(got[i] == -lp[i] && two[0][i] == -lp[i] && two[1][i] != two[0][i]);
+    CHECK(fo_decode(ws, z, 1, x, NULL) == FO_OK); /* nothing of the rows is looked at any more */
+    CHECK(fo_log_prob_rows(ws, NULL, FO_U8, 0, 0, NULL) == FO_OK);
+    CHECK(fo_memory(fo).allocations == held && fo_failed(fo) == FO_OK);
+    REFUSED(fo_log_prob_rows(ws, NULL, FO_U8, 1, 0, got), "at NULL");
+    REFUSED(fo_log_prob_rows(ws, s.pixel, FO_I64, 1, 0, got), "I64");
+    REFUSED(fo_log_prob_rows(ws, s.pixel, (fo_dtype)-3, 1, 0, got), "unknown type");
+    REFUSED(fo_log_prob_rows(ws, s.pixel, FO_U8, -1, 0, got), "-1 samples");
+    REFUSED(fo_log_prob_rows(ws, s.pixel, FO_U8, 1, 0, NULL), "no place");
+    narrow[16 + 5] = (float)NAN;
+    CHECK(fo_log_prob_rows(ws, narrow, FO_F32, 8, 0, got) != FO_OK);
+    CHECK(strstr(fo_error(fo), "sample 1: nan") != NULL);
+    fo_close(fo);
+}
+
+/* ---- scores ---------------------------------------------------------------------------------- */
+
+/* The brightest element: a score that needs x, and what a user carries. */
+static double brightest(void *user, const fo_scored *s) {
+    double  most = 0;
+    int64_t i;
+    for (i = 0; i < s->size; i++)
+        most = (double)s->x[i] > most ? (double)s->x[i] : most;
+    ++*(int *)user;
+    return most;
+}
+static double last_logdet(void *user, const fo_scored *s) {
+    (void)user;
+    return s->x ? 1e9 : -s->terms[s->layers] + 0 * (double)s->z[s->size - 1];
+}
+static double no_number(void *user, const fo_scored *s) {
+    (void)user;
+    return s->log_prob * (double)NAN;
+}
+static double refuses(void *user, const fo_scored *s) {
+    fo_fail((fo_context *)user, FO_ERR_NUMERIC, "not this one: %g", s->log_prob);
+    return 0;
+}
+
+static void test_several_scores(void) {
+    static const char *const names[] = {"likelihood", "latent", "volume", "brightest", "last"};
+    static const char *const bad[]   = {"likelihood", "no-number", "refuses", "shape", NULL};
+    fo_context   *fo   = open_with(3, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
+    samples       s;
+    fo_data      *data = make_data(fo, flow, &s, 8);
+    double        all[5][6], one[6], terms[6][1 + 6];
+    uint64_t      held;
+    int           i, k, calls = 0, ok;
+    fo_score_kind kind = {"brightest", "max x", brightest, NULL, 1}, none;
+    kind.user = &calls;
+    CHECK(fo_register_score(fo, &kind) == FO_OK);
+    kind.name = "last", kind.score = last_logdet, kind.needs_x = 0, kind.formula = NULL;
+    CHECK(fo_register_score(fo, &kind) == FO_OK);
+    kind.name = "no-number", kind.score = no_number;
+    CHECK(fo_register_score(fo, &kind) == FO_OK);
+    kind.name = "refuses", kind.score = refuses, kind.user = fo;
+    CHECK(fo_register_score(fo, &kind) == FO_OK);
+    kind.name = "latent";
+    REFUSED(fo_register_score(fo, &kind), "built-in");
+    kind.name = "a b";
+    REFUSED(fo_register_score(fo, &kind), "'a b'");
+    memset(&none, 0, sizeof none);
+    REFUSED(fo_register_score(fo, &none), "a function is needed");
+    held = fo_memory(fo).allocations;
+    CHECK(fo_scores(ws, data, 1, 6, names, 5, 3, all[0]) == FO_OK && calls == 6);
+    CHECK(fo_log_prob_terms(ws, data, 1, 6, 3, terms[0]) == FO_OK);
+    for (i = 0; i < 6; i++) {
+        double logdet = 0, most = 0;
+        for (k = 1; k <= fo_flow_layers(flow); k++)
+            logdet += terms[i][k];
+        for (k = 0; k < 16; k++)
+            most = s.pixel[16 * (i + 1) + k] > most ? s.pixel[16 * (i + 1) + k] : most;
+        CHECK(all[1][i] == -terms[i][0] && all[2][i] == -logdet && all[3][i] == most);
+        CHECK(all[4][i] == -terms[i][6]);
+        CHECK_NEAR(all[0][i], all[1][i] + all[2][i], 1e-13);
+    }
+    for (k = 0; k < 3; k++) /* one name at a time, under draw 0 */
+        for (ok = fo_scores(ws, data, 1, 6, names, 3, 0, all[0]) == FO_OK, i = 0; i < 6; i++)
+            CHECK(ok && fo_score(ws, data, 1 + i, 1, names[k], one) == FO_OK &&
+                  one[0] == all[k][i]);
+    CHECK(fo_memory(fo).allocations == held);
+    for (i = 0; fo_score_at(fo, i).name; i++)
+        CHECK(strlen(fo_score_at(fo, i).formula) < 40 && fo_score_at(fo, i).score);
+    CHECK(i == 7 && strcmp(fo_score_at(fo, 3).name, "brightest") == 0);
+    CHECK(fo_score_at(fo, -1).name == NULL && strcmp(fo_score_at(NULL, 2).name, "volume") == 0);
+    REFUSED(fo_scores(ws, data, 0, 6, bad, 2, 0, all[0]), "score no-number of sample 0");
+    REFUSED(fo_scores(ws, data, 2, 3, bad + 2, 1, 0, all[0]), "not this one");
+    REFUSED(fo_scores(ws, data, 0, 6, bad + 3, 1, 0, all[0]), "likelihood, latent, volume, bri");
+    REFUSED(fo_scores(ws, data, 0, 6, bad + 4, 1, 0, all[0]), "unknown score ''");
+    REFUSED(fo_scores(ws, data, 0, 6, names, 0, 0, all[0]), "0 scores");
+    REFUSED(fo_scores(ws, data, 0, 6, names, FO_MAX_SCORES + 1, 0, all[0]), "65 scores");
+    REFUSED(fo_score(ws, data, 0, 6, "likelihood", NULL), "no place");
+    fo_close(fo);
+}
+
 int main(void) {
     test_local_errors();
     test_service();
     test_callbacks_that_fail();
+    test_noise();
+    test_mean_of_draws();
+    test_rows();
+    test_several_scores();
     return test_end();
 }
