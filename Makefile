@@ -8,13 +8,15 @@ B         = build
 # OpenMP if the compiler has it; OPENMP= switches it off.
 OPENMP   := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null \
               2>/dev/null && echo -fopenmp)
-EXAMPLES  = flowood quickstart custom synthetic
+EXAMPLES  = flowood quickstart custom synthetic guard
 HAS_CXX  := $(shell command -v $(CXX) 2>/dev/null)
 
 all: $(EXAMPLES:%=$(B)/%) $(if $(HAS_CXX),$(B)/embed)
 
 $(B)/%: examples/%.c flowood.h $(wildcard examples/*.h) | $(B)
 	$(CC) -std=c99 $(STRICT) $(CFLAGS) $(OPENMP) -I. $< -o $@ -lm
+
+$(B)/guard: CFLAGS += -pthread
 
 $(B)/embed: examples/embed.cpp flowood.h | $(B)
 	$(CXX) -std=c++11 $(STRICT) $(CFLAGS) $(OPENMP) -pthread -I. $< -o $@ -lm

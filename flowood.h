@@ -50,9 +50,9 @@
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-layers
               api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
-              metrics  decisions  coder  tape  ops  convolution  normalization  op-table  settings
-              nets  masks  layers  couplings  mixing  flow  text  presets  workspace  optimizer
-              train  checkpoint  detect  check  context
+              metrics  decisions  coder  estimates  tape  ops  convolution  normalization
+              op-table  settings  nets  masks  layers  couplings  mixing  flow  text  presets
+              workspace  optimizer  train  scores  detect  checkpoint  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -272,12 +272,18 @@ FO_API fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, in
                              fo_shape shape);
 /* `count` samples of data from `first` on, not copied: the rows are those of data. */
 FO_API fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count);
+/* Copies of the samples whose label is one of `classes` (keep 1) or none of them (keep 0), in their
+   order: the one-class protocol. labels: whole numbers, one a sample. A class that does not occur
+   is an error. */
+FO_API fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *classes,
+                               int n, int keep);
 FO_API void     fo_data_free(fo_data *data);
 FO_API fo_shape fo_data_shape(const fo_data *data); /* {0,0,0} for NULL */
 FO_API int64_t  fo_data_count(const fo_data *data); /* 0 for NULL       */
 FO_API fo_dtype fo_data_dtype(const fo_data *data);
 FO_API void     fo_data_limit(fo_data *data, int64_t count); /* keep the first `count` samples */
-/* Sample i as numbers, out[c*h*w]. */
+/* Sample i as it lies in memory, NULL where there is none; and as numbers, out[c*h*w]. */
+FO_API const void *fo_data_row(const fo_data *data, int64_t i);
 FO_API fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out);
 
 /* Array files out. Written under a temporary name, then renamed: never half a file. */
@@ -968,39 +974,71 @@ FO_API fo_flow  *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t s
 FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
 
 /* ================================================================================================
-   >>api-detect    scores: higher means more OOD, always
+   >>api-detect    scores, where higher means more OOD, always; the detector; decisions
 
-     likelihood  -log_prob(x): what the paper shows to fail, or to work
-     latent      -log N(z; 0, I): the base density alone, without the volume change
-     volume      -logdet(x): the volume change alone
+     likelihood         -log p(x): what the paper shows to fail, or to work
+     latent             -log N(z; 0, I): the base density alone, without the volume change
+     volume             -log|det dz/dx|
+     typicality *       |-log p - mean of it|                               Nalisnick et al. 2019
+     complexity *       -log p - min(L, L95): L is fo_code_length, L95 covers 95 % of the
+                        calibration samples; uint8 data only                Serra et al. 2020
+     density-of-states * minus the log kernel densities of log p, base density and logdet
+                                                                            Morningstar et al. 2021
+     layers *           Mahalanobis distance of the layers' logdets
+     normality *        of the latents' log A^2 (Anderson and Darling), spectral flatness and |z|^2
+     gradient *         log |d log p / d parameters|^2 of each layer, standardised, squared; costs
+                        three encodes of one sample                         Dauncey et al. 2024
+     ratio              against a background model: fo_workspace_background  Ren et al. 2019
+     neighbour *        distance to the nearest of 2,000 stored samples; a trivial rival
+     pca *              what 32 principal components leave; a trivial rival
+   Those with * compare with calibration samples: fo_calibrate fits them. All but gradient and ratio
+   come from one encode.
    ============================================================================================= */
-/* What a score may look at: one sample, encoded. */
-typedef struct fo_scored {
-    const fo_flow *flow;
-    int64_t        size;     /* D                                                           */
-    int            layers;
-    double         log_prob; /* the sum of terms                                            */
-    const double  *terms;    /* [1+layers] base density, then the logdet of each layer      */
-    const fo_real *z;        /* [size]                                                      */
-    const fo_real *x;        /* [size] the sample as numbers, if needs_x asked for it       */
-} fo_scored;
+/* What a score may look at: one sample on its way through the flow. */
+typedef struct fo_score_input {
+    fo_shape             shape;
+    int                  layers;     /* of the flow                                            */
+    double               log_prob;   /* nats                                                   */
+    const double        *terms;      /* [1 + layers]: base density, logdet of each layer       */
+    const fo_real       *x, *z;      /* [c*h*w]: the sample, its latents                       */
+    const unsigned char *pixels;     /* x as bytes; FO_SCORE_PIXELS                            */
+    const double        *gradient;   /* [layers]: log of squared norms; FO_SCORE_GRADIENT      */
+    double               background; /* log_prob of the background model; FO_SCORE_BACKGROUND  */
+    double              *work;       /* room for 5*c*h*w + 64 numbers                          */
+    void                *user;       /* that of the fo_score_kind                              */
+} fo_score_input;
 
-/* A score: higher means more OOD. Built-in scores and yours use this one interface. */
+enum { /* what a score needs */
+    FO_SCORE_PIXELS     = 1, /* uint8 data                                                     */
+    FO_SCORE_GRADIENT   = 2,
+    FO_SCORE_BACKGROUND = 4,
+    FO_SCORE_SAMPLES    = 8, /* looks at x alone; is fitted to training samples if there are   */
+    FO_SCORE_TWO_SIDED  = 16 /* both very high and very low values are unusual                 */
+};
+
+/* A score of your own, or one of the built-in ones: features of a sample, what is kept of the
+   features of n calibration samples (state), and the value of features beside that. */
 typedef struct fo_score_kind {
-    const char *name, *formula;
-    double (*score)(void *user, const fo_scored *sample); /* errors: fo_fail; NaN is one */
+    const char *name, *formula, *source;
+    int         flags;
+    int (*width)(fo_shape shape, int layers);  /* features a sample; NULL: one               */
+    void (*features)(const fo_score_input *in, double *features);
+    int64_t (*size)(int width, int64_t n);     /* numbers of state; NULL: nothing is fitted  */
+    fo_result (*fit)(fo_context *fo, const double *rows, int64_t n, int width, fo_real *state);
+    /* Higher is more OOD; NULL: the first feature. work as in fo_score_input. */
+    double (*value)(const double *features, int width, const fo_real *state, int64_t size,
+                    double *work);
     void *user;
-    int   needs_x;
 } fo_score_kind;
-FO_API fo_result fo_register_score(fo_context *fo, const fo_score_kind *kind);
+FO_API fo_result     fo_register_score(fo_context *fo, const fo_score_kind *kind);
 /* Those that workspaces of fo know; NULL: the built-in ones. The name is NULL behind the last. */
 FO_API fo_score_kind fo_score_at(const fo_context *fo, int i);
 
-/* Under draw 0. */
+/* Scores of samples first .. first+count-1, under draw 0. */
 FO_API fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                           const char *name, double *score);
 /* Several from one encode: score[n_names][count]. */
-#define FO_MAX_SCORES 64
+#define FO_MAX_SCORES 32
 FO_API fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                            const char *const *names, int n_names, int draw, double *score);
 /* The same of rows in memory; see fo_log_prob_rows. */
@@ -1008,6 +1046,8 @@ FO_API fo_result fo_score_rows(fo_workspace *ws, const void *rows, fo_dtype type
                                const char *name, double *score);
 FO_API fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
                                 const char *const *names, int n_names, int draw, double *score);
+/* The model that `ratio` compares with; it must outlive the workspace. */
+FO_API fo_result fo_workspace_background(fo_workspace *ws, fo_flow *background);
 
 /* The length in nats of a picture's lossless code, channel by channel, by a small predictive coder:
    how complex is it? pixels[c][h][w]. */
@@ -1053,6 +1093,51 @@ FO_API fo_result fo_martingale_start(fo_context *fo, fo_martingale *martingale,
 /* The next statistic of the stream, a number; returns the highest capital so far: the alarm is at
    1/alpha. */
 FO_API double fo_martingale_add(fo_martingale *martingale, double statistic);
+
+/* The detector turns scores into one p-value, and lives in the flow and its file. Calibration
+   samples, which the flow was never trained on, are shuffled and cut in two. On the first half
+   scores are fitted, and each score is mapped to a p-value of its own; the combination of those is
+   the detector's statistic (of a single score, the score itself). The second half ranks it:
+   p = (1 + #{statistics at least as high})/(n + 1), which is exact if the sample comes from where
+   the calibration samples come from, whatever the scores are and however they hang together. */
+typedef enum fo_combine { FO_COMBINE_MIN, FO_COMBINE_FISHER } fo_combine; /* of p-values */
+typedef struct fo_detector_desc {
+    const char *const *scores; /* of the verdict; NULL: complexity for uint8, else likelihood */
+    int                n_scores;
+    const char *const *also;   /* fitted and stored beside: for fo_score                       */
+    int                n_also;
+    fo_combine         combine;
+    const fo_data     *samples; /* training data for neighbour and pca; NULL: the first half   */
+    fo_flow           *background; /* for ratio                                                */
+    uint64_t           seed;    /* of the cut into halves                                      */
+} fo_detector_desc;
+/* Fits the detector, in place of an older one, to 2 samples at least; on failure the older one
+   stays. */
+FO_API fo_result fo_calibrate(fo_flow *flow, const fo_data *data, const fo_detector_desc *desc);
+
+typedef struct fo_detector_info {
+    int64_t    fitted, ranked; /* samples of the two halves; 0: there is no detector */
+    int        n_scores, n_also;
+    fo_combine combine;
+    int        stale;          /* the weights have changed since: calibrate again              */
+    int64_t    steps;          /* of training, when it was fitted                              */
+} fo_detector_info;
+FO_API fo_detector_info fo_flow_detector(const fo_flow *flow);
+/* Name of its score i: those of the verdict, then the others. NULL past the last. */
+FO_API const char *fo_detector_score(const fo_flow *flow, int i);
+FO_API void        fo_drop_detector(fo_flow *flow);
+
+/* p-values of samples; statistic[count] and score[n_scores][count], or NULL. */
+FO_API fo_result fo_detect(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                           double *p, double *statistic, double *score);
+/* Samples from memory, of the flow's shape. The first call makes room, later ones allocate
+   nothing. */
+FO_API fo_result fo_detect_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                                double *p, double *statistic, double *score);
+/* The highest p-value that is an alarm: see fo_alarm_limit. */
+FO_API fo_result fo_detector_limit(fo_flow *flow, double alpha, double confidence, double *limit);
+/* A martingale for a stream of this detector's statistics. */
+FO_API fo_result fo_detector_martingale(fo_flow *flow, uint64_t seed, fo_martingale *martingale);
 
 /* ================================================================================================
    >>api-check     is this flow what it claims to be?
@@ -1573,6 +1658,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_CHECK ((uint64_t)6 << 60)
 #define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
 #define FO__STREAM_MARTINGALE ((uint64_t)8 << 60)
+#define FO__STREAM_CALIBRATE ((uint64_t)15 << 60)
 #define FO__STREAM_SCORE ((uint64_t)9 << 60)   /* noise of scoring: + draw   */
 #define FO__STREAM_CONSTANT ((uint64_t)10 << 60) /* + the stream of the sample's noise */
 
@@ -3426,6 +3512,68 @@ fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count) {
                         data->type, count, data->shape);
 }
 
+/* Is row i among the chosen? Counts how often each class occurs. */
+static int fo__is_of_class(const fo_data *labels, int64_t i, const int *classes, int n,
+                           int64_t *seen) {
+    const double label = fo__value(labels->type, labels->rows, (size_t)i);
+    int          k, is = 0;
+    for (k = 0; k < n; k++)
+        if (label == classes[k]) {
+            seen[k]++;
+            is = 1;
+        }
+    return is;
+}
+
+fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *classes, int n,
+                        int keep) {
+    enum { MOST = 256 };
+    fo_data       *chosen;
+    unsigned char *to;
+    int64_t        seen[MOST] = {0}, i, count = 0;
+    size_t         bytes;
+    int            k;
+    if (data == NULL || labels == NULL || !fo__begin(data->fo))
+        return NULL;
+    if (labels->count != data->count || fo_shape_count(labels->shape) != 1 || classes == NULL ||
+        n < 1 || n > MOST) {
+        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: %lld samples, %lld labels of %lld "
+                 "numbers, %d classes: one label a sample and 1 to %d classes are needed",
+                 (long long)data->count, (long long)labels->count,
+                 (long long)fo_shape_count(labels->shape), n, (int)MOST);
+        return NULL;
+    }
+    for (i = 0; i < data->count; i++)
+        count += fo__is_of_class(labels, i, classes, n, seen) == (keep != 0);
+    for (k = 0; k < n; k++)
+        if (seen[k] == 0) {
+            fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: class %d does not occur among "
+                     "%lld labels", classes[k], (long long)labels->count);
+            return NULL;
+        }
+    if (count == 0) {
+        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: no sample is left");
+        return NULL;
+    }
+    bytes  = (size_t)fo_shape_count(data->shape) * fo_dtype_size(data->type);
+    chosen = (fo_data *)fo__object(data->fo, sizeof *chosen);
+    to     = NULL;
+    if (chosen)
+        to = (unsigned char *)fo__arena_alloc(&chosen->arena, fo__times(count, bytes));
+    if (to == NULL) {
+        fo__object_free(chosen);
+        return NULL;
+    }
+    chosen->fo = data->fo, chosen->type = data->type, chosen->shape = data->shape;
+    chosen->count = count, chosen->rows = to;
+    for (i = 0; i < data->count; i++)
+        if (fo__is_of_class(labels, i, classes, n, seen) == (keep != 0)) {
+            memcpy(to, fo_data_row(data, i), bytes);
+            to += bytes;
+        }
+    return chosen;
+}
+
 void fo_data_free(fo_data *data) { fo__object_free(data); }
 
 fo_shape fo_data_shape(const fo_data *data) {
@@ -3444,6 +3592,13 @@ void fo_data_limit(fo_data *data, int64_t count) {
         fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_limit: keep at least 1 sample");
     else
         data->count = FO__MIN(data->count, count);
+}
+
+const void *fo_data_row(const fo_data *data, int64_t i) {
+    if (data == NULL || i < 0 || i >= data->count)
+        return NULL;
+    return (const unsigned char *)data->rows +
+           (size_t)i * (size_t)fo_shape_count(data->shape) * fo_dtype_size(data->type);
 }
 
 /* Row i as numbers; the caller has checked i. */
@@ -4161,6 +4316,21 @@ static void fo__sort(fo__score *at, int64_t n) {
     }
 }
 
+/* The same of plain numbers. */
+static fo_result fo__sort_values(fo_context *fo, double *x, int64_t n) {
+    fo__score *sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    int64_t    i;
+    if (sorted == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < n; i++)
+        sorted[i].score = x[i];
+    fo__sort(sorted, n);
+    for (i = 0; i < n; i++)
+        x[i] = sorted[i].score;
+    fo__free(fo, sorted);
+    return FO_OK;
+}
+
 /* Walks n sorted scores from `at` by `step`, most positive first. */
 static void fo__curve(const fo__score *at, int step, int64_t n, int64_t positive, int64_t n_pos,
                       double *precision, double *area, double *fpr95) {
@@ -4421,17 +4591,17 @@ double fo_martingale_add(fo_martingale *m, double statistic) {
    Cost       about 20 microseconds for 28 x 28 pixels; 5 KB of the stack
    ============================================================================================= */
 enum {
-    FO__CONTEXTS = 9, /* by the activity around a pixel: the bits of its differences, 0 to 8 */
     FO__BIT_ZERO = 0, FO__BIT_SIGN = 1,        /* of a residual e: e == 0? e < 0?              */
     FO__BIT_SIZE = 2,                          /* + j: has |e| more than j + 1 bits? j = 0..7  */
     FO__BIT_NEXT = 10,                         /* + bits: the bit below the leading one        */
-    FO__BITS = 18
+    FO__MODELS = 18
 };
+#define FO__CONTEXTS 9 /* by the activity around a pixel: the bits of its differences, 0 to 8 */
 
 typedef struct fo__bit_model { double one; int seen; } fo__bit_model; /* P(bit = 1) */
 
 typedef struct fo__coder {
-    fo__bit_model model[FO__CONTEXTS][FO__BITS];
+    fo__bit_model model[FO__CONTEXTS][FO__MODELS];
     double        nats, product; /* product: of the probabilities that are not in nats yet */
 } fo__coder;
 
@@ -4481,7 +4651,7 @@ static double fo__code_channel(const unsigned char *x, int h, int w) {
     memset(&c, 0, sizeof c);
     c.product = 1;
     for (i = 0; i < FO__CONTEXTS; i++)
-        for (j = 0; j < FO__BITS; j++)
+        for (j = 0; j < FO__MODELS; j++)
             c.model[i][j].one = 0.5;
     for (y = 0; y < h; y++)
         for (k = 0; k < w; k++, x++) {
@@ -4504,6 +4674,204 @@ double fo_code_length(const unsigned char *pixels, fo_shape shape) {
     for (c = 0; c < shape.c; c++)
         nats += fo__code_channel(pixels + (size_t)c * plane, shape.h, shape.w);
     return nats;
+}
+
+/* ================================================================================================
+   >>estimates     small statistical models of numbers: distances, densities, normality, spectra,
+                   principal components
+
+   Invariants sums in double and in a fixed order; nothing here knows of flows
+   Callers    the scores of >>scores
+   ============================================================================================= */
+
+/* a[n,n] positive definite becomes its lower Cholesky factor; 0 if it is not. */
+static int fo__cholesky(double *a, int64_t n) {
+    int64_t i, j, k;
+    for (j = 0; j < n; j++)
+        for (i = j; i < n; i++) {
+            double sum = a[i * n + j];
+            for (k = 0; k < j; k++)
+                sum -= a[i * n + k] * a[j * n + k];
+            if (i == j && !(sum > 0))
+                return 0;
+            a[i * n + j] = i == j ? sqrt(sum) : sum / a[j * n + j];
+        }
+    return 1;
+}
+
+/* Mean and Cholesky factor of the covariance of rows[n][d] (divided by n - 1), with a millionth of
+   the mean variance added to the diagonal: constant columns stay harmless. gauss[d + d*d]. */
+static int fo__gauss_fit(const double *rows, int64_t n, int64_t d, double *gauss) {
+    double *cov = gauss + d, trace = 0;
+    int64_t r, i, j;
+    memset(gauss, 0, (size_t)(d + d * d) * sizeof *gauss);
+    for (r = 0; r < n; r++)
+        for (i = 0; i < d; i++)
+            gauss[i] += rows[r * d + i] / (double)n;
+    for (r = 0; r < n; r++)
+        for (i = 0; i < d; i++)
+            for (j = 0; j <= i; j++)
+                cov[i * d + j] += (rows[r * d + i] - gauss[i]) * (rows[r * d + j] - gauss[j]);
+    for (i = 0; i < d; i++) {
+        for (j = 0; j <= i; j++)
+            cov[i * d + j] /= (double)FO__MAX(n - 1, 1);
+        trace += cov[i * d + i];
+    }
+    for (i = 0; i < d; i++)
+        cov[i * d + i] += 1e-6 * trace / (double)d + 1e-20;
+    return fo__cholesky(cov, d);
+}
+
+/* Squared Mahalanobis distance of x[d]; work[d]. */
+static double fo__mahalanobis(const fo_real *gauss, int64_t d, const double *x, double *work) {
+    const fo_real *factor = gauss + d;
+    double         sum = 0;
+    int64_t        i, k;
+    for (i = 0; i < d; i++) { /* factor work = x - mean */
+        double y = x[i] - (double)gauss[i];
+        for (k = 0; k < i; k++)
+            y -= (double)factor[i * d + k] * work[k];
+        work[i] = y / (double)factor[i * d + i];
+        sum += work[i] * work[i];
+    }
+    return sum;
+}
+
+/* The width of a kernel density by Scott's rule (1992): the standard deviation times n^-1/5. */
+static double fo__kde_width(const double *points, int64_t n) {
+    double  mean = 0, var = 0;
+    int64_t i;
+    for (i = 0; i < n; i++)
+        mean += points[i] / (double)n;
+    for (i = 0; i < n; i++)
+        var += (points[i] - mean) * (points[i] - mean) / (double)FO__MAX(n - 1, 1);
+    return FO__MAX(sqrt(var), 1e-12 * (1 + fabs(mean))) * pow((double)n, -0.2);
+}
+
+/* Log of the density at x of a normal kernel on each of n points; the nearest point comes out of
+   the sum, so that it does not underflow far away. */
+static double fo__kde_log(const fo_real *points, int64_t n, double width, double x) {
+    double  nearest = HUGE_VAL, sum = 0;
+    int64_t i;
+    for (i = 0; i < n; i++)
+        nearest = FO__MIN(nearest, fabs(x - (double)points[i]));
+    nearest = nearest / width * (nearest / width) / 2;
+    for (i = 0; i < n; i++) {
+        const double u = (x - (double)points[i]) / width;
+        sum += exp(nearest - u * u / 2);
+    }
+    return log(sum / (double)n / width) - nearest - 0.9189385332046727;
+}
+
+/* log of the normal distribution function; far below 0 by its asymptotic series. */
+static double fo__log_normal_cdf(double x) {
+    if (x > -20)
+        return log(0.5 * erfc(-x * 0.7071067811865476));
+    return -x * x / 2 - log(-x) - 0.9189385332046727 + log1p(-1 / (x * x) + 3 / (x * x * x * x));
+}
+
+/* Anderson and Darling's statistic (1952): are n numbers, sorted here, from N(0,1)?
+   A^2 = -n - 1/n sum (2i - 1) (log F(z_i) + log(1 - F(z_{n+1-i}))) */
+static double fo__anderson_darling(fo__score *z, int64_t n) {
+    double  sum = 0;
+    int64_t i;
+    fo__sort(z, n);
+    for (i = 0; i < n; i++)
+        sum += (double)(2 * i + 1) *
+               (fo__log_normal_cdf(z[i].score) + fo__log_normal_cdf(-z[n - 1 - i].score));
+    return -(double)n - sum / (double)n;
+}
+
+/* Log of the spectral flatness of a picture [h][w]: the mean of the logs of its power spectrum
+   minus the log of the mean, without the constant part. White noise has minus Euler's constant on
+   average; any regular structure has less. A plain transform, of rows and then of columns;
+   work[3 h w + 2 max(h, w)]. */
+static double fo__log_flatness(const fo_real *x, int h, int w, double *work) {
+    const int count = h * w, most = FO__MAX(h, w);
+    double   *re = work, *im = work + count, *row = work + 2 * count;
+    double   *cosine = work + 3 * count, *sine = cosine + most, logs = 0, sum = 0;
+    int       y, k, i;
+    for (i = 0; i < w; i++)
+        cosine[i] = cos(6.283185307179586 * i / w), sine[i] = sin(6.283185307179586 * i / w);
+    for (y = 0; y < h; y++)
+        for (k = 0; k < w; k++) {
+            double a = 0, b = 0;
+            for (i = 0; i < w; i++) {
+                a += (double)x[y * w + i] * cosine[i * k % w];
+                b -= (double)x[y * w + i] * sine[i * k % w];
+            }
+            re[y * w + k] = a, im[y * w + k] = b;
+        }
+    for (i = 0; i < h; i++)
+        cosine[i] = cos(6.283185307179586 * i / h), sine[i] = sin(6.283185307179586 * i / h);
+    for (k = 0; k < w; k++)
+        for (y = 0; y < h; y++) {
+            double a = 0, b = 0;
+            for (i = 0; i < h; i++) {
+                const double c = cosine[i * y % h], d = sine[i * y % h];
+                a += re[i * w + k] * c + im[i * w + k] * d;
+                b += im[i * w + k] * c - re[i * w + k] * d;
+            }
+            row[y * w + k] = a * a + b * b;
+        }
+    for (i = 1; i < count; i++) {
+        logs += log(row[i] + 1e-300);
+        sum += row[i];
+    }
+    return count < 2 ? 0 : logs / (count - 1) - log(sum / (count - 1) + 1e-300);
+}
+
+/* ---- principal components -------------------------------------------------------------------- */
+
+/* Rows of v[k][d] orthonormal, one after the other; twice removes what rounding left. */
+static void fo__orthonormalize(fo_real *v, int64_t k, int64_t d) {
+    int64_t i, j, t;
+    for (i = 0; i < k; i++) {
+        fo_real *row    = v + i * d;
+        double   length = 0;
+        for (j = 0; j < 2 * i; j++) {
+            const fo_real *other = v + j % i * d;
+            double         dot   = 0;
+            for (t = 0; t < d; t++)
+                dot += (double)row[t] * (double)other[t];
+            for (t = 0; t < d; t++)
+                row[t] = (fo_real)((double)row[t] - dot * (double)other[t]);
+        }
+        for (t = 0; t < d; t++)
+            length += (double)row[t] * (double)row[t];
+        length = length > 0 ? 1 / sqrt(length) : 0;
+        for (t = 0; t < d; t++)
+            row[t] = (fo_real)((double)row[t] * length);
+    }
+}
+
+/* The k directions v[k][d] of the largest variance of n centered rows, by subspace iteration: v :=
+   the orthonormal rows of (v X^T) X, thirty times; y[n][k] is for the products. */
+static void fo__principal(fo_context *fo, const fo_real *rows, int64_t n, int64_t d, int64_t k,
+                          fo_real *v, fo_real *y) {
+    int i;
+    fo_random_normal(0, FO__STREAM_INIT, 0, k * d, v);
+    fo__orthonormalize(v, k, d);
+    for (i = 0; i < 30; i++) {
+        fo__gemm(fo, n, k, d, rows, d, 1, v, 1, d, y, k, NULL, 0);
+        fo__gemm(fo, k, d, n, y, 1, k, rows, d, 1, v, d, NULL, 0);
+        fo__orthonormalize(v, k, d);
+    }
+}
+
+/* Squared length of what k orthonormal directions leave of x[d]. */
+static double fo__residual(const fo_real *v, int64_t k, int64_t d, const double *x) {
+    double  sum = 0;
+    int64_t i, t;
+    for (t = 0; t < d; t++)
+        sum += x[t] * x[t];
+    for (i = 0; i < k; i++) {
+        double dot = 0;
+        for (t = 0; t < d; t++)
+            dot += x[t] * (double)v[i * d + t];
+        sum -= dot * dot;
+    }
+    return FO__MAX(sum, 0);
 }
 
 /* ================================================================================================
@@ -8675,6 +9043,8 @@ struct fo_flow {
     fo__train_state train;
     int              training; /* by a trainer that is open, whose best state is this, or NULL */
     const fo__whole *best;
+    struct fo__detector *detector; /* or NULL */
+    int         changed;    /* its weights are no longer those that the detector was fitted to */
 };
 
 /* Adds a line to the flow's text. */
@@ -8725,7 +9095,11 @@ fo_flow *fo_flow_create(fo_context *fo, fo_shape shape) {
 }
 
 const char *fo_flow_text(fo_flow *flow) { return flow ? flow->text : NULL; }
-void        fo_flow_free(fo_flow *flow) { fo__object_free(flow); }
+void        fo_flow_free(fo_flow *flow) {
+    if (flow)
+        fo__object_free(flow->detector);
+    fo__object_free(flow);
+}
 fo_shape    fo_flow_shape(const fo_flow *flow) {
     fo_shape none = {0, 0, 0};
     return flow ? flow->shape : none;
@@ -9115,6 +9489,7 @@ static void fo__train_forget(fo_flow *flow) {
         memcpy(t->ema, flow->values, size);
     t->step = t->seen = t->skipped = 0;
     t->has_best = 0;
+    flow->changed = 1;
 }
 
 fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
@@ -9537,6 +9912,8 @@ struct fo_workspace {
     double     *row_terms;      /* [1+layers] of one row, for scores */
     fo_norm     norm;           /* what the batch norms of all tapes do */
     fo__pace    pace;
+    struct fo__score_room *scores; /* NULL until scores want it */
+    int         scoring;        /* with gradients, but of the weights that scoring uses */
 };
 
 /* A function of the rows [begin,end) of the batch, which are shared out over threads. */
@@ -9619,7 +9996,7 @@ static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
 }
 
 static void fo__workspace_bind(fo_workspace *ws) {
-    fo_real *values = fo__values_for(ws->flow, ws->train);
+    fo_real *values = fo__values_for(ws->flow, ws->train && !ws->scoring);
     int      i;
     if (ws->values == values)
         return;
@@ -9757,7 +10134,35 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
     return ws;
 }
 
+/* What scores need beside a pass: see >>scores. */
+struct fo__score_room {
+    fo_real       *x;
+    unsigned char *pixels;
+    double        *terms, *gradient, *work, *features;
+    int            width;      /* numbers that fit into features */
+    fo_workspace  *backward;   /* of one sample, for gradients */
+    fo_workspace  *background; /* of the background model */
+};
+
+static fo_result fo__score_room_make(fo_workspace *ws) {
+    const int64_t          size = ws->flow->size, layers = ws->flow->n_layers;
+    struct fo__score_room *room;
+    room = (struct fo__score_room *)fo__arena_alloc(&ws->arena, sizeof *room);
+    if (room == NULL)
+        return FO_ERR_MEMORY;
+    room->width    = (int)FO__MAX(size, layers + 1);
+    room->x        = fo__reals(&ws->arena, size);
+    room->pixels   = (unsigned char *)fo__arena_alloc(&ws->arena, (size_t)size);
+    room->terms    = fo__doubles(&ws->arena, 1 + layers);
+    room->gradient = fo__doubles(&ws->arena, layers);
+    room->work     = fo__doubles(&ws->arena, 5 * size + 64);
+    room->features = fo__doubles(&ws->arena, room->width);
+    ws->scores     = room;
+    return ws->fo->failed;
+}
+
 fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
+    fo_workspace *ws;
     if (!fo__begin(fo))
         return NULL;
     if (flow == NULL) {
@@ -9768,7 +10173,12 @@ fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
         fo__fail(fo, FO_ERR_ARGUMENT, "a workspace for %d samples: 1 to 2^20 are possible", batch);
         return NULL;
     }
-    return fo__workspace_make(fo, flow, batch ? batch : 256, 0, 0);
+    ws = fo__workspace_make(fo, flow, batch ? batch : 256, 0, 0);
+    if (ws && fo__score_room_make(ws) != FO_OK) {
+        fo_workspace_free(ws);
+        return NULL;
+    }
+    return ws;
 }
 
 void fo_workspace_free(fo_workspace *ws) {
@@ -9950,45 +10360,17 @@ typedef struct fo__request {
     double        *log_prob;       /* [count]           */
     double        *terms;          /* [count][1+layers] */
     fo_real       *z;              /* [count][D]        */
-    double        *score;          /* [n_scores][count] */
-    fo_score_kind  scores[FO_MAX_SCORES];
-    int            n_scores;
+    const int64_t *order;          /* which samples, or NULL: one after the other */
+    /* Called for every sample: it is in this row of the workspace, and number i of the request. */
+    fo_result (*take)(void *arg, fo_workspace *ws, int64_t row, int64_t i, double log_prob);
+    void          *arg;
 } fo__request;
 
 static fo__request fo__request_of(const fo_data *data, int64_t first, int64_t count, int draw) {
     fo__request q;
+    memset(&q, 0, sizeof q);
     q.data = data, q.first = first, q.count = count, q.draw = draw, q.draws = 1;
-    q.training_noise = q.n_scores = 0;
-    q.log_prob = q.terms = q.score = NULL;
-    q.z        = NULL;
     return q;
-}
-
-/* The scores of row r, which is sample i of the request. */
-static fo_result fo__request_scores(fo_workspace *ws, const fo__request *q, int64_t r, int64_t i,
-                                    const double *terms, double log_prob) {
-    fo_scored sample;
-    int       k, needs_x = 0;
-    for (k = 0; k < q->n_scores; k++)
-        needs_x |= q->scores[k].needs_x;
-    if (needs_x)
-        fo__data_rows(q->data, q->first + i, ws->spare);
-    sample.flow     = ws->flow;
-    sample.size     = ws->flow->size;
-    sample.layers   = ws->flow->n_layers;
-    sample.log_prob = log_prob;
-    sample.terms    = terms;
-    sample.z        = fo__state(ws, r);
-    for (k = 0; k < q->n_scores && ws->fo->failed == FO_OK; k++) {
-        double score;
-        sample.x = q->scores[k].needs_x ? ws->spare : NULL;
-        score    = q->scores[k].score(q->scores[k].user, &sample);
-        if (score != score)
-            fo__fail(ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
-                     q->scores[k].name, (long long)(q->first + i));
-        q->score[k * q->count + i] = score;
-    }
-    return ws->fo->failed;
 }
 
 /* log(exp(a) + exp(b)) */
@@ -10011,11 +10393,11 @@ static fo_result fo__request_take(fo_workspace *ws, const fo__request *q, int64_
             return fo__find_nan(ws);
         if (q->log_prob)
             q->log_prob[done + r] = k ? fo__log_add(q->log_prob[done + r], log_prob) : log_prob;
-        if (k > 0 || (q->terms == NULL && q->n_scores == 0))
+        if (k > 0 || (q->terms == NULL && q->take == NULL))
             continue;
         for (i = 0; i < columns; i++)
             terms[i] = ws->terms[i * (int64_t)ws->batch + r];
-        if (q->n_scores && fo__request_scores(ws, q, r, done + r, terms, log_prob) != FO_OK)
+        if (q->take && q->take(q->arg, ws, r, done + r, log_prob) != FO_OK)
             return ws->fo->failed;
     }
     return FO_OK;
@@ -10052,6 +10434,8 @@ static fo_result fo__run(fo_workspace *ws, const fo__request *q) {
                 fo__fill(ws, q->first + done, rows);
             else
                 fo__fill_draw(ws, q->first + done, rows, q->draw + k);
+            for (r = 0; r < rows && q->order; r++)
+                ws->sample[r] = q->order[done + r];
             fo__pace_begin(ws->fo, &ws->pace, fo_clock());
             fo__encode(ws);
             fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)rows);
@@ -10074,6 +10458,17 @@ static fo_result fo__answer(fo_workspace *ws, const fo__request *q, const void *
     return fo__run(ws, q);
 }
 
+/* Rows in memory as the samples of a request. */
+static fo_result fo__request_rows(fo_workspace *ws, fo__request *q, const void *rows,
+                                  fo_dtype type, int64_t count) {
+    if (fo__view(ws->fo, "rows in memory", rows, type, count, ws->flow->shape, &ws->view) != FO_OK)
+        return ws->fo->failed;
+    q->data  = &ws->view;
+    q->first = 0;
+    q->count = count;
+    return FO_OK;
+}
+
 /* And for rows in memory. */
 static fo_result fo__answer_rows(fo_workspace *ws, fo__request *q, const void *rows, fo_dtype type,
                                  int64_t count, const void *out) {
@@ -10081,11 +10476,8 @@ static fo_result fo__answer_rows(fo_workspace *ws, fo__request *q, const void *r
         return FO_ERR_ARGUMENT;
     if (count == 0)
         return FO_OK;
-    if (fo__view(ws->fo, "rows in memory", rows, type, count, ws->flow->shape, &ws->view) != FO_OK)
+    if (fo__request_rows(ws, q, rows, type, count) != FO_OK)
         return ws->fo->failed;
-    q->data  = &ws->view;
-    q->first = 0;
-    q->count = count;
     return fo__answer(ws, q, out);
 }
 
@@ -10116,6 +10508,7 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
         ws->norm.mode = FO_NORM_MEASURE;
         if (fo__run(ws, &q) != FO_OK)
             memcpy(flow->buffer_values, old, size); /* bad data leave the flow as it was */
+        flow->changed = 1;
     }
     fo_workspace_free(ws);
     return flow->fo->failed;
@@ -11030,6 +11423,7 @@ fo_result fo_trainer_update(fo_trainer *tr) {
         if (tr->ws->slots[i].tape)
             fo__norm_commit(tr->ws->slots[i].tape);
     fo__train_paced(tr);
+    flow->changed = 1;
     tr->taken++;
     flow->train.has_best &= tr->desc.held_out != NULL;
     tr->counted = FO__MIN(tr->counted + 1, 50);
@@ -11117,6 +11511,1283 @@ int fo_progress_bar(void *user, const fo_progress *p) {
             live && !p->last ? "" : "\n");
     fflush(stderr);
     return 0;
+}
+
+/* ================================================================================================
+   >>scores        how unlikely is it that a sample comes from the training distribution?
+
+   How        a score is three small functions: features of a sample (from its log_prob and terms,
+              latents, pixels, gradients), what is kept of the calibration samples' features, and
+              the value of a sample's features beside that. One row in the table at the end
+   Invariants higher means more OOD; a score of a sample depends on the model, the sample and the
+              draw, never on its batch; several scores take one encode
+   Callers    users, >>detect
+   ============================================================================================= */
+
+/* A score in use. */
+typedef struct fo__fitted {
+    fo_score_kind kind;
+    int           width; /* features of a sample */
+    int64_t       n;     /* samples that it was fitted to */
+    int64_t       size;  /* of its state */
+    fo_real      *state; /* NULL: nothing is fitted */
+} fo__fitted;
+
+/* ---- likelihood: -log p(x); what the paper shows to fail, or to work ------------------------- */
+
+static void fo__likelihood_features(const fo_score_input *in, double *f) { f[0] = -in->log_prob; }
+
+/* ---- latent: -log N(z; 0, I), the base density alone ----------------------------------------- */
+
+static void fo__latent_features(const fo_score_input *in, double *f) { f[0] = -in->terms[0]; }
+
+/* ---- volume: minus the log-determinant ------------------------------------------------------- */
+
+static void fo__volume_features(const fo_score_input *in, double *f) {
+    int i;
+    f[0] = 0;
+    for (i = 1; i <= in->layers; i++)
+        f[0] -= in->terms[i];
+}
+
+/* ---- typicality: |-log p - H|, H the mean of -log p (Nalisnick et al. 2019) ------------------ */
+
+static int64_t fo__one_number(int width, int64_t n) { return (void)width, (void)n, 1; }
+
+static fo_result fo__typicality_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                                    fo_real *state) {
+    double  sum = 0;
+    int64_t r;
+    (void)fo;
+    for (r = 0; r < n; r++)
+        sum += rows[r * width];
+    state[0] = (fo_real)(sum / (double)n);
+    return FO_OK;
+}
+
+static double fo__typicality_value(const double *f, int width, const fo_real *state, int64_t size,
+                                   double *work) {
+    (void)width, (void)size, (void)work;
+    return fabs(f[0] - (double)state[0]);
+}
+
+/* ---- complexity: -log p - L, L the length of the pixels' code (Serra et al. 2020) --------------
+
+   What a simple picture gains in likelihood for being simple is taken off again. A picture more
+   complex than 95 % of the calibration samples gets no more off than those: noise shall not excuse
+   itself by being noisy. */
+
+static int fo__two_features(fo_shape shape, int layers) { return (void)shape, (void)layers, 2; }
+
+static void fo__complexity_features(const fo_score_input *in, double *f) {
+    f[0] = -in->log_prob;
+    f[1] = fo_code_length(in->pixels, in->shape);
+}
+
+static fo_result fo__complexity_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                                    fo_real *state) {
+    fo__score *sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    int64_t    r;
+    if (sorted == NULL)
+        return FO_ERR_MEMORY;
+    for (r = 0; r < n; r++)
+        sorted[r].score = rows[r * width + 1];
+    fo__sort(sorted, n);
+    state[0] = (fo_real)sorted[(n - 1) * 19 / 20].score;
+    fo__free(fo, sorted);
+    return FO_OK;
+}
+
+static double fo__complexity_value(const double *f, int width, const fo_real *state, int64_t size,
+                                   double *work) {
+    (void)width, (void)size, (void)work;
+    return f[0] - FO__MIN(f[1], (double)state[0]);
+}
+
+/* ---- density-of-states: minus the log kernel densities of log p, base density and logdet -------
+
+   Morningstar et al. 2021. State: the width and up to 1,000 points of each. */
+#define FO__KDE_POINTS ((int64_t)1000)
+
+static int fo__three_features(fo_shape shape, int layers) { return (void)shape, (void)layers, 3; }
+
+static void fo__states_features(const fo_score_input *in, double *f) {
+    f[0] = in->log_prob;
+    f[1] = in->terms[0];
+    f[2] = in->log_prob - in->terms[0];
+}
+
+static int64_t fo__states_size(int width, int64_t n) {
+    return width * (1 + FO__MIN(n, FO__KDE_POINTS));
+}
+
+static fo_result fo__states_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                                fo_real *state) {
+    const int64_t points = FO__MIN(n, FO__KDE_POINTS);
+    double       *column = (double *)fo__alloc(fo, fo__times(points, sizeof *column));
+    int64_t       r;
+    int           k;
+    if (column == NULL)
+        return FO_ERR_MEMORY;
+    for (k = 0; k < width; k++, state += 1 + points) {
+        for (r = 0; r < points; r++) {
+            column[r]    = rows[r * width + k];
+            state[1 + r] = (fo_real)column[r];
+        }
+        state[0] = (fo_real)fo__kde_width(column, points);
+    }
+    fo__free(fo, column);
+    return FO_OK;
+}
+
+static double fo__states_value(const double *f, int width, const fo_real *state, int64_t size,
+                               double *work) {
+    const int64_t points = size / width - 1;
+    double        sum    = 0;
+    int           k;
+    (void)work;
+    for (k = 0; k < width; k++, state += 1 + points)
+        sum -= fo__kde_log(state + 1, points, (double)state[0], f[k]);
+    return sum;
+}
+
+/* ---- layers: Mahalanobis distance of the logdets of all layers ------------------------------- */
+
+static int fo__layer_features(fo_shape shape, int layers) { return (void)shape, layers; }
+
+static void fo__layers_features(const fo_score_input *in, double *f) {
+    memcpy(f, in->terms + 1, (size_t)in->layers * sizeof *f);
+}
+
+static int64_t fo__gauss_size(int width, int64_t n) {
+    (void)n;
+    return width + (int64_t)width * width;
+}
+
+static double fo__gauss_value(const double *f, int width, const fo_real *state, int64_t size,
+                              double *work) {
+    (void)size;
+    return fo__mahalanobis(state, width, f, work);
+}
+
+/* ---- gradient: log |d log p / d parameters|^2 of each layer, as independent normal variables ---
+
+   Dauncey et al. 2024. */
+
+static void fo__gradient_features(const fo_score_input *in, double *f) {
+    memcpy(f, in->gradient, (size_t)in->layers * sizeof *f);
+}
+
+static int64_t fo__two_rows(int width, int64_t n) { return (void)n, 2 * width; }
+
+static fo_result fo__gradient_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                                  fo_real *state) {
+    int64_t r;
+    int     k;
+    (void)fo;
+    for (k = 0; k < width; k++) {
+        double mean = 0, var = 0;
+        for (r = 0; r < n; r++)
+            mean += rows[r * width + k] / (double)n;
+        for (r = 0; r < n; r++)
+            var += (rows[r * width + k] - mean) * (rows[r * width + k] - mean);
+        state[k]         = (fo_real)mean;
+        state[width + k] = (fo_real)sqrt(var / (double)FO__MAX(n - 1, 1));
+    }
+    return FO_OK;
+}
+
+static double fo__gradient_value(const double *f, int width, const fo_real *state, int64_t size,
+                                 double *work) {
+    double sum = 0;
+    int    k;
+    (void)size, (void)work;
+    for (k = 0; k < width; k++) /* layers without parameters have no spread */
+        if (state[width + k] > 0) {
+            const double d = (f[k] - (double)state[k]) / (double)state[width + k];
+            sum += d * d / 2;
+        }
+    return sum;
+}
+
+/* ---- normality: are the latents independent and N(0,1)? ----------------------------------------
+
+   Mahalanobis distance of log A^2 (Anderson and Darling), the log of the flatness of their
+   spectrum, and |z|^2. */
+
+static void fo__normality_features(const fo_score_input *in, double *f) {
+    const int64_t n = fo_shape_count(in->shape), plane = (int64_t)in->shape.h * in->shape.w;
+    fo__score    *z = (fo__score *)(void *)in->work;
+    double        square = 0, flat = 0;
+    int64_t       i;
+    int           c;
+    for (i = 0; i < n; i++) {
+        z[i].score = (double)in->z[i];
+        square += z[i].score * z[i].score;
+    }
+    f[0] = log(FO__MAX(fo__anderson_darling(z, n), 1e-300));
+    for (c = 0; c < in->shape.c && plane > 1; c++)
+        flat += fo__log_flatness(in->z + c * plane, in->shape.h, in->shape.w, in->work);
+    f[1] = flat / in->shape.c;
+    f[2] = square;
+}
+
+/* ---- ratio: log p under a background model minus log p (Ren et al. 2019) --------------------- */
+
+static void fo__ratio_features(const fo_score_input *in, double *f) {
+    f[0] = in->background - in->log_prob;
+}
+
+/* ---- neighbour, pca: the trivial rivals, on the numbers of the samples themselves --------------
+
+   neighbour: Euclidean distance to the nearest of up to 2,000 stored samples. pca: what 32
+   principal components leave of a sample, squared. */
+#define FO__NEIGHBOURS ((int64_t)2000)
+#define FO__COMPONENTS ((int64_t)32)
+
+static int fo__sample_features(fo_shape shape, int layers) {
+    return (void)layers, (int)fo_shape_count(shape);
+}
+
+static void fo__sample_values(const fo_score_input *in, double *f) {
+    int64_t i, n = fo_shape_count(in->shape);
+    for (i = 0; i < n; i++)
+        f[i] = (double)in->x[i];
+}
+
+static int64_t fo__neighbour_size(int width, int64_t n) {
+    return FO__MIN(n, FO__NEIGHBOURS) * width;
+}
+
+static fo_result fo__neighbour_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                                   fo_real *state) {
+    int64_t i, size = fo__neighbour_size(width, n);
+    (void)fo;
+    for (i = 0; i < size; i++)
+        state[i] = (fo_real)rows[i];
+    return FO_OK;
+}
+
+static double fo__neighbour_value(const double *f, int width, const fo_real *state, int64_t size,
+                                  double *work) {
+    double  nearest = HUGE_VAL;
+    int64_t r;
+    int     i;
+    (void)work;
+    for (r = 0; r < size; r += width) {
+        double sum = 0;
+        for (i = 0; i < width && sum < nearest; i++) {
+            const double d = f[i] - (double)state[r + i];
+            sum += d * d;
+        }
+        nearest = FO__MIN(nearest, sum);
+    }
+    return sqrt(nearest);
+}
+
+static int64_t fo__pca_size(int width, int64_t n) {
+    return (1 + FO__MIN(FO__COMPONENTS, FO__MIN(n, (int64_t)width) - 1)) * width;
+}
+
+static fo_result fo__pca_fit(fo_context *fo, const double *rows, int64_t n, int width,
+                             fo_real *state) {
+    const int64_t k = fo__pca_size(width, n) / width - 1;
+    fo_real      *x = (fo_real *)fo__alloc(fo, fo__times(n * (width + k), sizeof *x));
+    int64_t       r, i;
+    if (x == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < width; i++) {
+        double mean = 0;
+        for (r = 0; r < n; r++)
+            mean += rows[r * width + i] / (double)n;
+        state[i] = (fo_real)mean;
+        for (r = 0; r < n; r++)
+            x[r * width + i] = (fo_real)(rows[r * width + i] - (double)state[i]);
+    }
+    if (k > 0)
+        fo__principal(fo, x, n, width, k, state + width, x + n * width);
+    fo__free(fo, x);
+    return FO_OK;
+}
+
+static double fo__pca_value(const double *f, int width, const fo_real *state, int64_t size,
+                            double *work) {
+    int i;
+    for (i = 0; i < width; i++)
+        work[i] = f[i] - (double)state[i];
+    return fo__residual(state + width, size / width - 1, width, work);
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+static fo_result fo__gauss_of(fo_context *fo, const double *rows, int64_t n, int width,
+                              fo_real *state) {
+    const int64_t size = fo__gauss_size(width, n);
+    double       *gauss = (double *)fo__alloc(fo, fo__times(size, sizeof *gauss));
+    int64_t       i;
+    int           ok;
+    if (gauss == NULL)
+        return FO_ERR_MEMORY;
+    ok = fo__gauss_fit(rows, n, width, gauss);
+    for (i = 0; i < size; i++)
+        state[i] = (fo_real)gauss[i];
+    fo__free(fo, gauss);
+    return ok ? FO_OK : fo__fail(fo, FO_ERR_NUMERIC, "the covariance of %d features over %lld "
+                                 "calibration samples is singular", width, (long long)n);
+}
+
+/* One row a score. */
+static void fo__score_rows(fo_score_kind *rows, int *count) {
+    fo_score_kind *k = rows;
+#define FO__SCORE(NAME, FORMULA, SOURCE, FLAGS, WIDTH, FEATURES, SIZE, FIT, VALUE)                 \
+    k->name = NAME, k->formula = FORMULA, k->source = SOURCE, k->flags = FLAGS, k->width = WIDTH;  \
+    k->features = FEATURES, k->size = SIZE, k->fit = FIT, k->value = VALUE;                        \
+    k++;
+    FO__SCORE("likelihood", "-log p(x)", "Kirichenko et al. 2020", 0, NULL,
+              fo__likelihood_features, NULL, NULL, NULL)
+    FO__SCORE("latent", "-log N(z; 0, I)", "", 0, NULL, fo__latent_features, NULL, NULL, NULL)
+    FO__SCORE("volume", "-log|det dz/dx|", "", 0, NULL, fo__volume_features, NULL, NULL, NULL)
+    FO__SCORE("typicality", "|-log p(x) - mean|", "Nalisnick et al. 2019", 0, NULL,
+              fo__likelihood_features, fo__one_number, fo__typicality_fit, fo__typicality_value)
+    FO__SCORE("complexity", "-log p(x) - min(L(x), L95), L the code length", "Serra et al. 2020",
+              FO_SCORE_PIXELS, fo__two_features, fo__complexity_features, fo__one_number,
+              fo__complexity_fit, fo__complexity_value)
+    FO__SCORE("density-of-states", "-log densities of log p, base density and logdet",
+              "Morningstar et al. 2021", 0, fo__three_features, fo__states_features,
+              fo__states_size, fo__states_fit, fo__states_value)
+    FO__SCORE("layers", "Mahalanobis distance of the layers' logdets", "", 0, fo__layer_features,
+              fo__layers_features, fo__gauss_size, fo__gauss_of, fo__gauss_value)
+    FO__SCORE("gradient", "Gaussian of the layers' log |d log p/d parameters|^2",
+              "Dauncey et al. 2024", FO_SCORE_GRADIENT, fo__layer_features, fo__gradient_features,
+              fo__two_rows, fo__gradient_fit, fo__gradient_value)
+    FO__SCORE("normality", "Mahalanobis distance of log A^2, flatness and |z|^2 of the latents",
+              "Anderson and Darling 1952", 0, fo__three_features, fo__normality_features,
+              fo__gauss_size, fo__gauss_of, fo__gauss_value)
+    FO__SCORE("ratio", "log p(x) of a background model - log p(x)", "Ren et al. 2019",
+              FO_SCORE_BACKGROUND, NULL, fo__ratio_features, NULL, NULL, NULL)
+    FO__SCORE("neighbour", "distance to the nearest stored sample", "a trivial rival",
+              FO_SCORE_SAMPLES, fo__sample_features, fo__sample_values, fo__neighbour_size,
+              fo__neighbour_fit, fo__neighbour_value)
+    FO__SCORE("pca", "what 32 principal components leave, squared", "a trivial rival",
+              FO_SCORE_SAMPLES, fo__sample_features, fo__sample_values, fo__pca_size, fo__pca_fit,
+              fo__pca_value)
+#undef FO__SCORE
+    *count = (int)(k - rows);
+}
+
+/* ---- names ----------------------------------------------------------------------------------- */
+
+typedef struct fo__score_row { fo__row_head head; fo_score_kind kind; } fo__score_row;
+
+fo_result fo_register_score(fo_context *fo, const fo_score_kind *kind) {
+    fo__score_row *row;
+    if (!fo__begin(fo))
+        return FO_ERR_ARGUMENT;
+    if (kind == NULL || kind->features == NULL || (kind->size == NULL) != (kind->fit == NULL))
+        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_score: features, and size and fit "
+                        "both or none, are needed");
+    row = (fo__score_row *)fo__row_add(fo, FO__A_SCORE, "fo_register_score", kind->name,
+                                       sizeof *row);
+    if (row == NULL)
+        return fo->failed;
+    row->kind         = *kind;
+    row->kind.name    = row->head.name;
+    row->kind.formula = fo__strdup(&fo->arena, kind->formula ? kind->formula : "");
+    row->kind.source  = fo__strdup(&fo->arena, kind->source ? kind->source : "");
+    return fo->failed;
+}
+
+static fo_result fo__scores_register(fo_context *fo) {
+    fo_score_kind rows[FO_MAX_SCORES];
+    int           i, n;
+    memset(rows, 0, sizeof rows);
+    fo__score_rows(rows, &n);
+    for (i = 0; i < n; i++)
+        if (fo_register_score(fo, &rows[i]) != FO_OK)
+            return fo->failed;
+    return FO_OK;
+}
+
+fo_score_kind fo_score_at(const fo_context *fo, int i) {
+    const fo__row_head *row = fo ? fo->registry->first[FO__A_SCORE] : NULL;
+    fo_score_kind       rows[FO_MAX_SCORES], none;
+    int                 n;
+    memset(&none, 0, sizeof none);
+    memset(rows, 0, sizeof rows);
+    fo__score_rows(rows, &n);
+    if (fo == NULL && i >= 0 && i < n)
+        return rows[i];
+    for (; row && i > 0; i--)
+        row = row->next;
+    return row && i == 0 ? ((const fo__score_row *)(const void *)row)->kind : none;
+}
+
+/* The score of this name, made ready for a flow: of which width, not fitted yet. */
+static fo_result fo__score_find(fo_context *fo, const fo_flow *flow, const char *name,
+                                fo__fitted *out) {
+    const fo__row_head *row = fo__row_find(fo, NULL, FO__A_SCORE, name ? name : "");
+    memset(out, 0, sizeof *out);
+    if (row == NULL)
+        return fo->failed;
+    out->kind  = ((const fo__score_row *)(const void *)row)->kind;
+    out->width = out->kind.width ? out->kind.width(flow->shape, flow->n_layers) : 1;
+    if (out->width < 1)
+        return fo__fail(fo, FO_ERR_SHAPE, "score %s has no features for samples of %dx%dx%d and "
+                        "%d layers", name, flow->shape.c, flow->shape.h, flow->shape.w,
+                        flow->n_layers);
+    return FO_OK;
+}
+
+/* ---- a pass: features of samples ------------------------------------------------------------- */
+
+/* What to do with samples on their way: features of these scores, and who takes them. */
+typedef struct fo__score_pass {
+    const fo_data    *data;
+    const fo__fitted *use;
+    int               n, flags, draw;
+    void (*take)(void *arg, int score, int64_t i, const double *features);
+    void *arg;
+} fo__score_pass;
+
+/* Gradients of the log_prob that scoring gives: of its weights, and of its batch norm. */
+static fo_workspace *fo__gradient_workspace(fo_context *fo, fo_flow *flow) {
+    fo_workspace *ws = fo__workspace_make(fo, flow, 1, 1, 0);
+    if (ws) {
+        ws->norm.mode = FO_NORM_RUNNING;
+        ws->scoring   = 1;
+        fo__workspace_bind(ws);
+    }
+    return ws;
+}
+
+static fo_result fo__score_room_of(fo_workspace *ws, const fo__fitted *use, int n, int flags) {
+    struct fo__score_room *room;
+    int                    s, width = 1;
+    for (s = 0; s < n; s++)
+        width = FO__MAX(width, use[s].width);
+    if (ws->scores == NULL && fo__score_room_make(ws) != FO_OK)
+        return ws->fo->failed;
+    room = ws->scores;
+    if (room->width < width) { /* a score of the user's */
+        room->features = fo__doubles(&ws->arena, width);
+        room->width    = width;
+    }
+    if ((flags & FO_SCORE_GRADIENT) && room->backward == NULL)
+        room->backward = fo__gradient_workspace(ws->fo, ws->flow);
+    if ((flags & FO_SCORE_BACKGROUND) && room->background == NULL)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score ratio compares with a background "
+                        "model: name one with fo_workspace_background");
+    return ws->fo->failed;
+}
+
+/* One sample into a workspace of one, encoded. */
+static fo_result fo__score_encode(fo_workspace *ws, const fo_data *data, int64_t sample, int draw) {
+    if (fo__check_data(ws->fo, ws->flow, data) != FO_OK)
+        return ws->fo->failed;
+    fo__workspace_bind(ws);
+    ws->data = data;
+    ws->seed = ws->flow->seed;
+    fo__fill_draw(ws, sample, 1, draw);
+    return fo__encode(ws);
+}
+
+/* log |d log p / d parameters|^2 of each layer, for one sample. */
+static fo_result fo__score_gradient(fo_workspace *ws, const fo_data *data, int64_t sample,
+                                    int draw, double *out) {
+    const fo_flow *flow = ws->flow;
+    int            i;
+    memset(out, 0, (size_t)flow->n_layers * sizeof *out);
+    if (fo__score_encode(ws, data, sample, draw) != FO_OK)
+        return ws->fo->failed;
+    ws->dlogdet[0] = 1;
+    if (fo__train_backward(ws) != FO_OK)
+        return ws->fo->failed;
+    for (i = 0; i < flow->params.count; i++) {
+        const fo_param_info *p = &flow->params.list[i].info; /* "LAYER.name" */
+        out[atoi(p->name)] += ws->fo->kernels->sumsq(p->count, ws->grads + p->offset);
+    }
+    for (i = 0; i < flow->n_layers; i++)
+        out[i] = log(out[i] + 1e-30);
+    return FO_OK;
+}
+
+/* What scores may look at, of the sample in this row. */
+static fo_result fo__score_input_of(const fo__score_pass *pass, fo_workspace *ws, int64_t row,
+                                    double log_prob, fo_score_input *in) {
+    struct fo__score_room *room   = ws->scores;
+    const int64_t          sample = ws->sample[row];
+    int64_t                i;
+    memset(in, 0, sizeof *in);
+    in->shape    = ws->flow->shape;
+    in->layers   = ws->flow->n_layers;
+    in->log_prob = log_prob;
+    in->terms    = room->terms;
+    in->x        = room->x;
+    in->z        = fo__state(ws, row);
+    in->gradient = room->gradient;
+    in->work     = room->work;
+    fo__data_rows(pass->data, sample, room->x);
+    for (i = 0; i <= ws->flow->n_layers; i++)
+        room->terms[i] = ws->terms[i * (int64_t)ws->batch + row];
+    if (pass->flags & FO_SCORE_PIXELS) {
+        for (i = 0; i < ws->flow->size; i++)
+            room->pixels[i] = (unsigned char)room->x[i];
+        in->pixels = room->pixels;
+    }
+    if (pass->flags & FO_SCORE_BACKGROUND) {
+        if (fo__score_encode(room->background, pass->data, sample, pass->draw) != FO_OK)
+            return ws->fo->failed;
+        in->background = fo__row_log_prob(room->background, 0);
+    }
+    if (pass->flags & FO_SCORE_GRADIENT)
+        return fo__score_gradient(room->backward, pass->data, sample, pass->draw, room->gradient);
+    return FO_OK;
+}
+
+/* A row of a request becomes features, and goes on to the pass's own taker. */
+static fo_result fo__score_take(void *arg, fo_workspace *ws, int64_t row, int64_t i,
+                                double log_prob) {
+    const fo__score_pass *pass = (const fo__score_pass *)arg;
+    fo_score_input        in;
+    int                   s;
+    if (fo__score_input_of(pass, ws, row, log_prob, &in) != FO_OK)
+        return ws->fo->failed;
+    for (s = 0; s < pass->n && ws->fo->failed == FO_OK; s++) {
+        in.user = pass->use[s].kind.user;
+        pass->use[s].kind.features(&in, ws->scores->features);
+        pass->take(pass->arg, s, i, ws->scores->features);
+    }
+    return ws->fo->failed;
+}
+
+static int fo__score_flags(const fo__fitted *use, int n) {
+    int s, flags = 0;
+    for (s = 0; s < n; s++)
+        flags |= use[s].kind.flags;
+    return flags;
+}
+
+/* Runs a request whose samples the pass takes. */
+static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass *pass) {
+    pass->data  = q->data;
+    pass->draw  = q->draw;
+    pass->flags = fo__score_flags(pass->use, pass->n);
+    q->take     = fo__score_take;
+    q->arg      = pass;
+    if (fo__score_room_of(ws, pass->use, pass->n, pass->flags) != FO_OK)
+        return ws->fo->failed;
+    if (q->data && (pass->flags & FO_SCORE_PIXELS) && fo_data_dtype(q->data) != FO_U8)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score complexity needs pixels: uint8 data, "
+                        "not %s", fo_dtype_name(fo_data_dtype(q->data)));
+    return fo__run(ws, q);
+}
+
+/* The value of a score, from its features. */
+static double fo__score_value(const fo__fitted *use, const double *features, double *work) {
+    return use->kind.value ? use->kind.value(features, use->width, use->state, use->size, work)
+                           : features[0];
+}
+
+/* ================================================================================================
+   >>detect        scores, calibrated: one p-value and a verdict
+
+   Invariants calibration samples were never trained on; what is fitted sees the first half of them
+              only, ranks are among the second half only: so p-values are exact, whatever the
+              scores are. A detector belongs to weights: when those change, it is refused
+   Callers    users, >>checkpoint
+   ============================================================================================= */
+struct fo__detector {
+    fo__arena   arena;
+    fo_context *fo;
+    fo__fitted *fitted;  /* n_scores of the verdict, then n_also */
+    int         n_scores, n_also;
+    fo_combine  combine;
+    int64_t     n_map, n_rank, steps;
+    double     *middle;  /* [n_scores] of a two-sided score, the median; else 0 */
+    double     *map;     /* [n_scores][n_map] sorted: values of the first half */
+    double     *edges;   /* [n_map]: statistics of the first half */
+    double     *rank;    /* [n_rank] sorted: statistics of the second half */
+    uint64_t    weights; /* checksum of the weights and buffers that it was fitted to */
+};
+
+/* Of the weights that scoring uses, and the buffers. */
+static uint64_t fo__weights_checksum(const fo_flow *flow) {
+    const uint64_t sum = fo__checksum(0, fo__values_for(flow, 0),
+                                      (size_t)flow->params.size * sizeof(fo_real));
+    return fo__checksum(sum, flow->buffer_values, (size_t)flow->buffers.size * sizeof(fo_real));
+}
+
+/* ---- scores of samples ----------------------------------------------------------------------- */
+
+/* Where a pass leaves values: of score s and sample i at [s * count + i]. */
+typedef struct fo__value_sink {
+    fo_workspace     *ws;
+    const fo__fitted *use;
+    double           *value;
+    int64_t           count;
+} fo__value_sink;
+
+static void fo__take_value(void *arg, int score, int64_t i, const double *features) {
+    const fo__value_sink *sink = (const fo__value_sink *)arg;
+    double value = fo__score_value(&sink->use[score], features, sink->ws->scores->work);
+    if (value != value)
+        fo__fail(sink->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
+                 sink->use[score].kind.name, (long long)i);
+    sink->value[score * sink->count + i] = value;
+}
+
+/* Is there a detector, and for the weights that the flow has now? */
+static fo_result fo__detector_fits(fo_context *fo, const fo_flow *flow) {
+    const struct fo__detector *d = flow->detector;
+    if (d == NULL)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "this flow has no detector: fo_calibrate (flowood "
+                        "calibrate) fits one to samples that it was not trained on");
+    if (flow->changed)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "the detector was fitted after %lld steps of training "
+                        "and the weights have changed since (%lld steps now): calibrate again",
+                        (long long)d->steps, (long long)flow->train.step);
+    return FO_OK;
+}
+
+/* The score of this name as the flow has it: fitted by its detector where it must be. */
+static fo_result fo__score_use(fo_workspace *ws, const char *name, fo__fitted *out) {
+    const struct fo__detector *d = ws->flow->detector;
+    int                        i;
+    if (fo__score_find(ws->fo, ws->flow, name, out) != FO_OK || out->kind.fit == NULL)
+        return ws->fo->failed;
+    for (i = 0; d && i < d->n_scores + d->n_also; i++)
+        if (strcmp(d->fitted[i].kind.name, name) == 0)
+            *out = d->fitted[i];
+    if (out->state == NULL)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score %s compares with calibration samples, "
+                        "and this flow has none for it: fo_calibrate (flowood calibrate) first",
+                        name);
+    return fo__detector_fits(ws->fo, ws->flow);
+}
+
+/* Scores of these names for the samples of a request. */
+static fo_result fo__score_names(fo_workspace *ws, fo__request *q, const char *const *names, int n,
+                                 double *score) {
+    fo__fitted     use[FO_MAX_SCORES];
+    fo__score_pass pass;
+    fo__value_sink sink;
+    int            s;
+    if (names == NULL || n < 1 || n > FO_MAX_SCORES)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%d scores: 1 to %d names are possible",
+                        names ? n : 0, FO_MAX_SCORES);
+    if (score == NULL && q->count > 0)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "there is no place for the scores");
+    for (s = 0; s < n; s++)
+        if (fo__score_use(ws, names[s], &use[s]) != FO_OK)
+            return ws->fo->failed;
+    memset(&pass, 0, sizeof pass);
+    pass.use = use, pass.n = n, pass.take = fo__take_value, pass.arg = &sink;
+    sink.ws = ws, sink.use = use, sink.value = score, sink.count = q->count;
+    return fo__score_run(ws, q, &pass);
+}
+
+fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                    const char *const *names, int n_names, int draw, double *score) {
+    fo__request q = fo__request_of(data, first, count, draw);
+    return FO__BEGIN(ws) ? fo__score_names(ws, &q, names, n_names, score) : FO_ERR_ARGUMENT;
+}
+
+fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                         const char *const *names, int n_names, int draw, double *score) {
+    fo__request q = fo__request_of(NULL, 0, 0, draw);
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (count == 0)
+        return FO_OK;
+    if (fo__request_rows(ws, &q, rows, type, count) != FO_OK)
+        return ws->fo->failed;
+    return fo__score_names(ws, &q, names, n_names, score);
+}
+
+fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                   const char *name, double *score) {
+    return fo_scores(ws, data, first, count, &name, 1, 0, score);
+}
+
+fo_result fo_score_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                        const char *name, double *score) {
+    return fo_scores_rows(ws, rows, type, count, &name, 1, 0, score);
+}
+
+fo_result fo_workspace_background(fo_workspace *ws, fo_flow *background) {
+    struct fo__score_room *room;
+    const fo_shape         a = fo_flow_shape(ws ? ws->flow : NULL), b = fo_flow_shape(background);
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (background == NULL || a.c != b.c || a.h != b.h || a.w != b.w)
+        return fo__fail(ws->fo, FO_ERR_SHAPE, "the background model is for samples of %dx%dx%d, "
+                        "the flow's are %dx%dx%d", b.c, b.h, b.w, a.c, a.h, a.w);
+    if (fo__score_room_of(ws, NULL, 0, 0) != FO_OK)
+        return ws->fo->failed;
+    room = ws->scores;
+    fo_workspace_free(room->background);
+    room->background = fo__workspace_make(ws->fo, background, 1, 0, 0);
+    return ws->fo->failed;
+}
+
+/* ---- from values to statistics --------------------------------------------------------------- */
+
+/* How many of n sorted numbers are below x? */
+static int64_t fo__count_below(const double *sorted, int64_t n, double x) {
+    int64_t low = 0, high = n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (sorted[middle] < x)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* -log of the share of n sorted values that lie at or above v, without steps: linear between two
+   values, and above the highest 2 % of them an exponential tail of the same mean excess. */
+static double fo__surprise(const double *sorted, int64_t n, double v) {
+    const int64_t tail  = FO__MIN(FO__MAX(n / 50, 10), n), below = fo__count_below(sorted, n, v);
+    const double  limit = sorted[n - tail];
+    double        excess = 0, above = (double)(n - below);
+    int64_t       i;
+    if (v > limit) {
+        for (i = n - tail; i < n; i++)
+            excess += (sorted[i] - limit) / (double)tail;
+        return log((double)(n + 1) / (double)tail) +
+               (v - limit) / FO__MAX(excess, 1e-12 * (1 + fabs(limit)));
+    }
+    if (below > 0 && sorted[below] > sorted[below - 1])
+        above += (sorted[below] - v) / (sorted[below] - sorted[below - 1]);
+    return log((double)(n + 1) / FO__MIN(above, (double)n));
+}
+
+/* The detector's statistic of a sample with value[s * stride] of each score. */
+static double fo__statistic(const struct fo__detector *d, const double *value, int64_t stride) {
+    double sum = 0, most = 0;
+    int    s;
+    if (d->n_scores == 1 && !(d->fitted[0].kind.flags & FO_SCORE_TWO_SIDED))
+        return value[0];
+    for (s = 0; s < d->n_scores; s++) {
+        const double v = value[s * stride];
+        const double surprise =
+            fo__surprise(d->map + s * d->n_map, d->n_map,
+                         d->fitted[s].kind.flags & FO_SCORE_TWO_SIDED ? fabs(v - d->middle[s]) : v);
+        sum += surprise;
+        most = FO__MAX(most, surprise);
+    }
+    return d->combine == FO_COMBINE_FISHER ? sum : most;
+}
+
+/* ---- calibration ----------------------------------------------------------------------------- */
+
+/* Everything that calibration needs and throws away. */
+typedef struct fo__calibration {
+    fo_flow             *flow;
+    fo_workspace        *ws;
+    const fo_data       *data, *samples;
+    struct fo__detector *d;
+    fo__arena            arena;
+    int64_t              n, *order;
+    double             **rows;  /* [n][width] features of each score that an encode gives */
+    double              *value; /* [n_scores][n], then [n] statistics */
+} fo__calibration;
+
+static void fo__take_features(void *arg, int score, int64_t i, const double *features) {
+    const fo__calibration *c     = (const fo__calibration *)arg;
+    const int64_t          width = c->d->fitted[score].width;
+    if (c->rows[score])
+        memcpy(c->rows[score] + i * width, features, (size_t)width * sizeof *features);
+}
+
+/* Features of a sample for a score that looks at x alone. */
+static void fo__sample_only(const fo__calibration *c, int s, const fo_data *data, int64_t i,
+                            double *features) {
+    fo_score_input in;
+    memset(&in, 0, sizeof in);
+    in.shape  = c->flow->shape;
+    in.layers = c->flow->n_layers;
+    in.x      = c->ws->scores->x;
+    in.work   = c->ws->scores->work;
+    in.user   = c->d->fitted[s].kind.user;
+    fo__data_rows(data, i, c->ws->scores->x);
+    c->d->fitted[s].kind.features(&in, features);
+}
+
+/* What score s keeps: of the first half, or of training samples if it looks at x alone. */
+static fo_result fo__fit_score(fo__calibration *c, int s) {
+    fo__fitted    *use    = &c->d->fitted[s];
+    const fo_data *other  = c->rows[s] ? NULL : c->samples;
+    int64_t        n      = other ? fo_data_count(other) : c->d->n_map, i;
+    double        *rows   = c->rows[s];
+    fo_result      result;
+    if (use->kind.fit == NULL)
+        return FO_OK;
+    if (rows == NULL) {
+        n    = FO__MIN(n, FO__MAX(((int64_t)1 << 24) / use->width, 2)); /* 128 MB at most */
+        rows = (double *)fo__arena_alloc(&c->arena, fo__times(n * use->width, sizeof *rows));
+        if (rows == NULL)
+            return FO_ERR_MEMORY;
+        for (i = 0; i < n; i++)
+            fo__sample_only(c, s, other ? other : c->data, other ? i : c->order[i],
+                            rows + i * use->width);
+    }
+    use->n     = n;
+    use->size  = use->kind.size(use->width, n);
+    use->state = use->size > 0 ? fo__reals(&c->d->arena, use->size) : NULL;
+    if (use->state == NULL)
+        return fo__fail(c->ws->fo, FO_ERR_MEMORY, "score %s has nothing to keep, or no memory for "
+                        "it", use->kind.name);
+    result = use->kind.fit(c->ws->fo, rows, n, use->width, use->state);
+    return result != FO_OK ? result : c->ws->fo->failed;
+}
+
+/* Values of score s of all samples, and the sorted ones of the first half. */
+static fo_result fo__map_score(fo__calibration *c, int s) {
+    fo__fitted *use   = &c->d->fitted[s];
+    double     *value = c->value + s * c->n, *map = c->d->map + s * c->d->n_map;
+    double     *features = c->ws->scores->features, *work = c->ws->scores->work;
+    int64_t     i;
+    for (i = 0; i < c->n; i++) {
+        if (c->rows[s] == NULL)
+            fo__sample_only(c, s, c->data, c->order[i], features);
+        value[i] = fo__score_value(use, c->rows[s] ? c->rows[s] + i * use->width : features, work);
+        if (value[i] - value[i] != 0)
+            return fo__fail(c->ws->fo, FO_ERR_NUMERIC, "score %s of calibration sample %lld is %g: "
+                            "it must be a finite number", use->kind.name, (long long)c->order[i],
+                            value[i]);
+    }
+    memcpy(map, value, (size_t)c->d->n_map * sizeof *map);
+    if (fo__sort_values(c->ws->fo, map, c->d->n_map) != FO_OK)
+        return FO_ERR_MEMORY;
+    if (!(use->kind.flags & FO_SCORE_TWO_SIDED))
+        return FO_OK;
+    c->d->middle[s] = map[c->d->n_map / 2];
+    for (i = 0; i < c->d->n_map; i++)
+        map[i] = fabs(map[i] - c->d->middle[s]);
+    return fo__sort_values(c->ws->fo, map, c->d->n_map);
+}
+
+/* Room for the detector's own numbers, and the shuffled order: a file sorted by class must not end
+   up with one class in each half. */
+static fo_result fo__calibration_open(fo__calibration *c, uint64_t seed) {
+    struct fo__detector *d = c->d;
+    int64_t              i;
+    int                  s;
+    d->n_map  = c->n / 2;
+    d->n_rank = c->n - d->n_map;
+    d->middle = fo__doubles(&d->arena, d->n_scores);
+    d->map    = fo__doubles(&d->arena, d->n_scores * d->n_map);
+    d->edges  = fo__doubles(&d->arena, d->n_map);
+    d->rank   = fo__doubles(&d->arena, d->n_rank);
+    c->value  = fo__doubles(&c->arena, (d->n_scores + 1) * c->n);
+    c->order  = (int64_t *)fo__arena_alloc(&c->arena, fo__times(c->n, sizeof *c->order));
+    c->rows   = (double **)fo__arena_alloc(&c->arena, (size_t)(d->n_scores + d->n_also) *
+                                                          sizeof *c->rows);
+    if (c->ws->fo->failed != FO_OK)
+        return c->ws->fo->failed;
+    for (i = 0; i < c->n; i++)
+        c->order[i] = i;
+    for (i = c->n - 1; i > 0; i--) {
+        const int64_t j = fo__below(seed, FO__STREAM_CALIBRATE, i, i + 1), swap = c->order[i];
+        c->order[i] = c->order[j];
+        c->order[j] = swap;
+    }
+    for (s = 0; s < d->n_scores + d->n_also; s++)
+        if (!(d->fitted[s].kind.flags & FO_SCORE_SAMPLES))
+            c->rows[s] = fo__doubles(&c->arena, c->n * d->fitted[s].width);
+    return c->ws->fo->failed;
+}
+
+static fo_result fo__calibrate(fo__calibration *c, uint64_t seed) {
+    struct fo__detector *d    = c->d;
+    const int            all  = d->n_scores + d->n_also;
+    double              *stat = NULL;
+    fo__request          q    = fo__request_of(c->data, 0, c->n, 0);
+    fo__score_pass       pass;
+    int64_t              i;
+    int                  s;
+    if (fo__calibration_open(c, seed) != FO_OK)
+        return c->ws->fo->failed;
+    memset(&pass, 0, sizeof pass);
+    pass.use = d->fitted, pass.n = all, pass.take = fo__take_features, pass.arg = c;
+    q.order  = c->order;
+    if (fo__score_run(c->ws, &q, &pass) != FO_OK)
+        return c->ws->fo->failed;
+    for (s = 0; s < all; s++)
+        if (fo__fit_score(c, s) != FO_OK)
+            return c->ws->fo->failed;
+    for (s = 0; s < d->n_scores; s++)
+        if (fo__map_score(c, s) != FO_OK)
+            return c->ws->fo->failed;
+    stat = c->value + d->n_scores * c->n;
+    for (i = 0; i < c->n; i++)
+        stat[i] = fo__statistic(d, c->value + i, c->n);
+    memcpy(d->edges, stat, (size_t)d->n_map * sizeof *stat);
+    memcpy(d->rank, stat + d->n_map, (size_t)d->n_rank * sizeof *stat);
+    d->steps   = c->flow->train.step;
+    d->weights = fo__weights_checksum(c->flow);
+    return fo__sort_values(c->ws->fo, d->rank, d->n_rank);
+}
+
+/* Scores by name into the detector. */
+static fo_result fo__detector_names(fo_context *fo, const fo_flow *flow, struct fo__detector *d,
+                                    const char *const *names, int n) {
+    int s, k;
+    for (s = 0; s < n; s++) {
+        fo__fitted *use = &d->fitted[d->n_scores + d->n_also];
+        if (fo__score_find(fo, flow, names[s], use) != FO_OK)
+            return fo->failed;
+        for (k = 0; k < d->n_scores + d->n_also; k++)
+            if (strcmp(d->fitted[k].kind.name, names[s]) == 0)
+                return fo__fail(fo, FO_ERR_ARGUMENT, "fo_calibrate: score %s is named twice",
+                                names[s]);
+        d->n_also++;
+    }
+    return FO_OK;
+}
+
+static struct fo__detector *fo__detector_make(fo_flow *flow, const fo_data *data,
+                                              const fo_detector_desc *desc) {
+    const char *const    usual = fo_data_dtype(data) == FO_U8 ? "complexity" : "likelihood";
+    const char *const   *names = desc->n_scores ? desc->scores : &usual;
+    const int            n     = desc->n_scores ? desc->n_scores : 1;
+    struct fo__detector *d = (struct fo__detector *)fo__object(flow->fo, sizeof *d);
+    if (d == NULL)
+        return NULL;
+    d->fo      = flow->fo;
+    d->combine = desc->combine;
+    d->fitted  = (fo__fitted *)fo__arena_alloc(&d->arena, (size_t)(n + desc->n_also) *
+                                                             sizeof *d->fitted);
+    if (d->fitted && fo__detector_names(flow->fo, flow, d, names, n) == FO_OK) {
+        d->n_scores = n, d->n_also = 0;
+        fo__detector_names(flow->fo, flow, d, desc->also, desc->n_also);
+    }
+    if (flow->fo->failed == FO_OK)
+        return d;
+    fo__object_free(d);
+    return NULL;
+}
+
+fo_result fo_calibrate(fo_flow *flow, const fo_data *data, const fo_detector_desc *desc) {
+    fo_detector_desc given;
+    fo__calibration  c;
+    memset(&given, 0, sizeof given);
+    if (desc)
+        given = *desc;
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    if (fo__flow_ready(flow->fo, flow) != FO_OK || fo__check_data(flow->fo, flow, data) != FO_OK ||
+        (given.samples && fo__check_data(flow->fo, flow, given.samples) != FO_OK))
+        return flow->fo->failed;
+    if (fo_data_count(data) < 2 || given.n_scores < 0 || given.n_also < 0 ||
+        given.n_scores + given.n_also > FO_MAX_SCORES || (given.n_scores && !given.scores) ||
+        (given.n_also && !given.also) || (unsigned)given.combine > FO_COMBINE_FISHER)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_calibrate: %lld samples, %d scores and %d "
+                        "others: at least 2 samples, at most %d scores and a known combination "
+                        "are needed", (long long)fo_data_count(data), given.n_scores, given.n_also,
+                        FO_MAX_SCORES);
+    memset(&c, 0, sizeof c);
+    c.flow     = flow;
+    c.data     = data;
+    c.samples  = given.samples;
+    c.n        = fo_data_count(data);
+    c.arena.fo = flow->fo;
+    c.ws       = fo__workspace_make(flow->fo, flow, 256, 0, 0);
+    c.d        = c.ws ? fo__detector_make(flow, data, &given) : NULL;
+    if (c.d && given.background)
+        fo_workspace_background(c.ws, given.background);
+    if (c.d && flow->fo->failed == FO_OK)
+        fo__calibrate(&c, given.seed);
+    fo__arena_free(&c.arena);
+    fo_workspace_free(c.ws);
+    if (c.d && flow->fo->failed == FO_OK) {
+        fo__object_free(flow->detector);
+        flow->detector = c.d;
+        flow->changed  = 0;
+    } else {
+        fo__object_free(c.d);
+    }
+    return flow->fo->failed;
+}
+
+/* ---- verdicts -------------------------------------------------------------------------------- */
+
+typedef struct fo__verdict_sink {
+    fo_workspace              *ws;
+    const struct fo__detector *d;
+    double                    *p, *statistic, *score;
+    double                     value[FO_MAX_SCORES];
+    int64_t                    count;
+} fo__verdict_sink;
+
+/* With the last score of a sample its verdict is known. */
+static void fo__take_verdict(void *arg, int score, int64_t i, const double *features) {
+    fo__verdict_sink          *sink = (fo__verdict_sink *)arg;
+    const struct fo__detector *d    = sink->d;
+    double                     t;
+    sink->value[score] = fo__score_value(&d->fitted[score], features, sink->ws->scores->work);
+    if (sink->value[score] != sink->value[score])
+        fo__fail(sink->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
+                 d->fitted[score].kind.name, (long long)i);
+    if (sink->score)
+        sink->score[score * sink->count + i] = sink->value[score];
+    if (score + 1 < d->n_scores)
+        return;
+    t = fo__statistic(d, sink->value, 1);
+    if (sink->statistic)
+        sink->statistic[i] = t;
+    if (sink->p)
+        sink->p[i] = (double)(1 + d->n_rank - fo__count_below(d->rank, d->n_rank, t)) /
+                     (double)(d->n_rank + 1);
+}
+
+/* Verdicts on the samples of a request. */
+static fo_result fo__verdicts(fo_workspace *ws, fo__request *q, double *p, double *statistic,
+                              double *score) {
+    fo__score_pass   pass;
+    fo__verdict_sink sink;
+    if (fo__detector_fits(ws->fo, ws->flow) != FO_OK)
+        return ws->fo->failed;
+    memset(&pass, 0, sizeof pass);
+    memset(&sink, 0, sizeof sink);
+    sink.ws = ws, sink.d = ws->flow->detector, sink.count = q->count;
+    sink.p = p, sink.statistic = statistic, sink.score = score;
+    pass.use = sink.d->fitted, pass.n = sink.d->n_scores;
+    pass.take = fo__take_verdict, pass.arg = &sink;
+    return fo__score_run(ws, q, &pass);
+}
+
+fo_result fo_detect(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count, double *p,
+                    double *statistic, double *score) {
+    fo__request q = fo__request_of(data, first, count, 0);
+    return FO__BEGIN(ws) ? fo__verdicts(ws, &q, p, statistic, score) : FO_ERR_ARGUMENT;
+}
+
+fo_result fo_detect_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
+                         double *p, double *statistic, double *score) {
+    fo__request q = fo__request_of(NULL, 0, 0, 0);
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (count == 0)
+        return FO_OK;
+    if (fo__request_rows(ws, &q, rows, type, count) != FO_OK)
+        return ws->fo->failed;
+    return fo__verdicts(ws, &q, p, statistic, score);
+}
+
+fo_result fo_detector_limit(fo_flow *flow, double alpha, double confidence, double *limit) {
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    if (fo__detector_fits(flow->fo, flow) != FO_OK)
+        return flow->fo->failed;
+    return fo_alarm_limit(flow->fo, flow->detector->n_rank, alpha, confidence, limit);
+}
+
+fo_result fo_detector_martingale(fo_flow *flow, uint64_t seed, fo_martingale *martingale) {
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    if (fo__detector_fits(flow->fo, flow) != FO_OK)
+        return flow->fo->failed;
+    return fo_martingale_start(flow->fo, martingale, flow->detector->edges, flow->detector->n_map,
+                               flow->detector->rank, flow->detector->n_rank, seed);
+}
+
+fo_detector_info fo_flow_detector(const fo_flow *flow) {
+    const struct fo__detector *d = flow ? flow->detector : NULL;
+    fo_detector_info           info;
+    memset(&info, 0, sizeof info);
+    if (d) {
+        info.fitted   = d->n_map;
+        info.ranked   = d->n_rank;
+        info.n_scores = d->n_scores;
+        info.n_also   = d->n_also;
+        info.combine  = d->combine;
+        info.steps    = d->steps;
+        info.stale    = flow->changed;
+    }
+    return info;
+}
+
+const char *fo_detector_score(const fo_flow *flow, int i) {
+    const struct fo__detector *d = flow ? flow->detector : NULL;
+    return d && i >= 0 && i < d->n_scores + d->n_also ? d->fitted[i].kind.name : NULL;
+}
+
+void fo_drop_detector(fo_flow *flow) {
+    if (flow) {
+        fo__object_free(flow->detector);
+        flow->detector = NULL;
+    }
+}
+
+/* ---- in files -------------------------------------------------------------------------------- */
+
+/* One text for the note: what it is made of, and of how many samples each score was fitted. */
+static char *fo__detector_note(const struct fo__detector *d, fo__arena *arena) {
+    const size_t size = 200 + 64 * (size_t)(d->n_scores + d->n_also);
+    char        *text = (char *)fo__arena_alloc(arena, size);
+    size_t       at;
+    int          s;
+    if (text == NULL)
+        return NULL;
+    at = (size_t)snprintf(text, size, "steps=%lld weights=%016llx combine=%d", (long long)d->steps,
+                          (unsigned long long)d->weights, (int)d->combine);
+    for (s = 0; s < d->n_scores + d->n_also; s++)
+        at += (size_t)snprintf(text + at, size - at, " %s=%s:%lld",
+                               s < d->n_scores ? "score" : "also", d->fitted[s].kind.name,
+                               (long long)d->fitted[s].n);
+    return text;
+}
+
+static void fo__detector_array(fo_array *array, const char *name, fo_dtype type, int64_t rows,
+                               int64_t columns, const void *values) {
+    memset(array, 0, sizeof *array);
+    array->name   = name;
+    array->type   = type;
+    array->rank   = rows ? 2 : 1;
+    array->dim[0] = rows ? rows : columns;
+    array->dim[1] = columns;
+    array->values = values;
+}
+
+/* Into array, which has room for 4 + n_scores + n_also; how many there are. */
+static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, fo_array *array) {
+    int n = 0, s;
+    fo__detector_array(&array[n++], "detector.map", FO_F64, d->n_scores, d->n_map, d->map);
+    fo__detector_array(&array[n++], "detector.edges", FO_F64, 0, d->n_map, d->edges);
+    fo__detector_array(&array[n++], "detector.rank", FO_F64, 0, d->n_rank, d->rank);
+    fo__detector_array(&array[n++], "detector.middle", FO_F64, 0, d->n_scores, d->middle);
+    for (s = 0; s < d->n_scores + d->n_also; s++) {
+        const fo__fitted *use  = &d->fitted[s];
+        const size_t      size = strlen(use->kind.name) + 24;
+        char             *name = (char *)fo__arena_alloc(arena, size);
+        if (name == NULL)
+            return 0;
+        snprintf(name, size, "detector.score.%s", use->kind.name);
+        if (use->state)
+            fo__detector_array(&array[n++], name, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 0,
+                               use->size, use->state);
+    }
+    return n;
+}
+
+/* Sorted, finite numbers of an array of this many rows (0: of rank 1) into `out`. */
+static int fo__detector_values(const fo_archive *archive, const char *name, int64_t rows,
+                               int64_t columns, int sorted, double *out) {
+    const fo_array *a = fo_archive_find(archive, name);
+    int64_t         i, n = FO__MAX(rows, 1) * columns;
+    if (a == NULL || a->type != FO_F64 || a->rank != (rows ? 2 : 1) ||
+        a->dim[a->rank - 1] != columns || (rows && a->dim[0] != rows))
+        return 0;
+    for (i = 0; i < n; i++) {
+        out[i] = fo__value(FO_F64, a->values, (size_t)i);
+        if (out[i] - out[i] != 0 || (sorted && i % columns && out[i] < out[i - 1]))
+            return 0;
+    }
+    return 1;
+}
+
+/* "NAME:N", the score s of the detector. */
+static int fo__detector_entry(fo_flow *flow, struct fo__detector *d, int s, char *word) {
+    fo__fitted *use   = &d->fitted[s];
+    char       *colon = strchr(word, ':');
+    double      n     = 0;
+    if (colon == NULL || !fo__parse_double(colon + 1, &n) || !(n >= 0 && n < 1e9))
+        return 0;
+    *colon = 0;
+    if (fo__score_find(flow->fo, flow, word, use) != FO_OK)
+        return 0;
+    use->n = (int64_t)n;
+    return 1;
+}
+
+/* steps=N weights=HEX combine=N, then score=NAME:N and also=NAME:N. */
+static int fo__detector_parse(fo_flow *flow, struct fo__detector *d, const char *note) {
+    char   key[16], word[80];
+    int    used;
+    double value;
+    while (sscanf(note, " %15[a-z]=%79s%n", key, word, &used) == 2) {
+        const int all = d->n_scores + d->n_also;
+        note += used;
+        if (strcmp(key, "weights") == 0)
+            d->weights = strtoull(word, NULL, 16);
+        else if (strcmp(key, "score") == 0 || strcmp(key, "also") == 0) {
+            if (all == FO_MAX_SCORES || (key[0] == 's' && d->n_also) ||
+                !fo__detector_entry(flow, d, all, word))
+                return 0;
+            *(key[0] == 's' ? &d->n_scores : &d->n_also) += 1;
+        } else if (!fo__parse_double(word, &value) || !(value >= 0 && value < 9e15))
+            return 0;
+        else if (strcmp(key, "steps") == 0)
+            d->steps = (int64_t)value;
+        else if (strcmp(key, "combine") == 0)
+            d->combine = value == 1 ? FO_COMBINE_FISHER : FO_COMBINE_MIN;
+    }
+    return *note == 0 && d->n_scores > 0;
+}
+
+/* State of a score, which has the size that its fit of n samples makes. */
+static int fo__detector_state(const fo_archive *archive, struct fo__detector *d, fo__fitted *use) {
+    const fo_array *a;
+    char            name[80];
+    int64_t         i;
+    if (use->kind.fit == NULL)
+        return 1;
+    snprintf(name, sizeof name, "detector.score.%.50s", use->kind.name);
+    a = fo_archive_find(archive, name);
+    if (a == NULL || a->rank != 1 || a->dim[0] < 1 || use->n < 1 || a->type > FO_F64 ||
+        a->dim[0] != use->kind.size(use->width, use->n))
+        return 0;
+    use->size  = a->dim[0];
+    use->state = fo__reals(&d->arena, use->size);
+    for (i = 0; i < use->size; i++) {
+        if (use->state == NULL)
+            return 0;
+        use->state[i] = (fo_real)fo__value(a->type, a->values, (size_t)i);
+        if (use->state[i] - use->state[i] != 0)
+            return 0;
+    }
+    return 1;
+}
+
+/* The detector of a file into a flow that has its weights; a file without one leaves none. */
+static fo_result fo__detector_read(fo_flow *flow, const fo_archive *archive, const char *path) {
+    const char          *note = fo_archive_note(archive, "flowood.detector");
+    const fo_array      *map = fo_archive_find(archive, "detector.map");
+    const fo_array      *rank = fo_archive_find(archive, "detector.rank");
+    struct fo__detector *d    = NULL;
+    int                  ok   = map && rank && map->rank == 2 && rank->rank == 1, s;
+    if (note == NULL)
+        return FO_OK;
+    d = (struct fo__detector *)fo__object(flow->fo, sizeof *d);
+    if (d == NULL)
+        return FO_ERR_MEMORY;
+    d->fo     = flow->fo;
+    d->fitted = (fo__fitted *)fo__arena_alloc(&d->arena, FO_MAX_SCORES * sizeof *d->fitted);
+    ok        = ok && d->fitted && fo__detector_parse(flow, d, note);
+    d->n_map  = ok ? map->dim[1] : 1;
+    d->n_rank = ok ? rank->dim[0] : 1;
+    d->map    = fo__doubles(&d->arena, d->n_scores * d->n_map);
+    d->edges  = fo__doubles(&d->arena, d->n_map);
+    d->rank   = fo__doubles(&d->arena, d->n_rank);
+    d->middle = fo__doubles(&d->arena, d->n_scores);
+    ok = ok && d->n_map > 0 && d->n_rank > 0 && d->map && d->edges && d->rank && d->middle &&
+         fo__detector_values(archive, "detector.map", d->n_scores, d->n_map, 1, d->map) &&
+         fo__detector_values(archive, "detector.edges", 0, d->n_map, 0, d->edges) &&
+         fo__detector_values(archive, "detector.rank", 0, d->n_rank, 1, d->rank) &&
+         fo__detector_values(archive, "detector.middle", 0, d->n_scores, 0, d->middle);
+    for (s = 0; ok && s < d->n_scores + d->n_also; s++)
+        ok = fo__detector_state(archive, d, &d->fitted[s]);
+    if (ok && flow->fo->failed == FO_OK) {
+        flow->detector = d;
+        flow->changed  = d->weights != fo__weights_checksum(flow);
+        return FO_OK;
+    }
+    fo__object_free(d);
+    return fo__fail(flow->fo, FO_ERR_FORMAT, "%s: its detector is damaged or of another kind: "
+                    "calibrate again", path);
 }
 
 /* ================================================================================================
@@ -11302,6 +12973,7 @@ static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_n
     const size_t size  = 2048;
     char        *train = (char *)fo__arena_alloc(arena, size);
     char        *seed  = (char *)fo__arena_alloc(arena, 24);
+    int          n     = 3;
     notes[0].key = "flowood.version", notes[0].text = "1";
     notes[1].key = "flowood.text", notes[1].text = fo_flow_text(flow);
     notes[2].key = "flowood.seed", notes[2].text = seed;
@@ -11309,10 +12981,15 @@ static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_n
     if (train == NULL || seed == NULL || notes[1].text == NULL)
         return -1;
     snprintf(seed, 24, "%llu", (unsigned long long)flow->seed);
-    if (weights_only || flow->train.desc.batch == 0)
-        return 3;
-    fo__train_note(flow, train, size);
-    return 4;
+    if (!weights_only && flow->train.desc.batch) {
+        fo__train_note(flow, train, size);
+        n = 4;
+    }
+    if (flow->detector) {
+        notes[n].key    = "flowood.detector";
+        notes[n++].text = fo__detector_note(flow->detector, arena);
+    }
+    return notes[n - 1].text ? n : -1;
 }
 
 /* Everything a checkpoint is made of, in arrays and notes that live in the arena. */
@@ -11332,6 +13009,7 @@ static fo_result fo__save_contents(fo_flow *flow, const fo_save_desc *desc, fo__
     for (i = 0; i < blocks; i++)
         room += block[i].params->count;
     memset(out, 0, sizeof *out);
+    room += flow->detector ? 4 + FO_MAX_SCORES : 0;
     arrays = (fo_array *)fo__arena_alloc(arena, fo__times(room + 1, sizeof *arrays));
     notes  = (fo_note *)fo__arena_alloc(arena, 8 * sizeof *notes);
     if (arrays == NULL || notes == NULL)
@@ -11343,6 +13021,8 @@ static fo_result fo__save_contents(fo_flow *flow, const fo_save_desc *desc, fo__
             return flow->fo->failed;
         out->n += n;
     }
+    if (flow->detector)
+        out->n += fo__detector_arrays(flow->detector, arena, arrays + out->n);
     out->n_notes = fo__add_notes(flow, arena, weights_only, notes);
     out->arrays  = arrays;
     out->notes   = notes;
@@ -11540,6 +13220,7 @@ static fo_result fo__read_weights(fo_flow *flow, const fo_archive *archive, cons
         return flow->fo->failed;
     for (i = 0; i < 2; i++)
         fo__block_read(flow->fo, archive, path, &block[i]);
+    flow->changed = 1;
     return FO_OK;
 }
 
@@ -11625,7 +13306,8 @@ static fo_flow *fo__flow_from(fo_context *fo, fo_archive *archive, const char *p
         flow = fo__flow_parse(fo, text, &limits);
     if (flow && (fo__read_weights(flow, archive, path, 0) != FO_OK ||
                  fo__read_train(flow, archive, path) != FO_OK ||
-                 fo__read_seed(flow, archive, path) != FO_OK)) {
+                 fo__read_seed(flow, archive, path) != FO_OK ||
+                 fo__detector_read(flow, archive, path) != FO_OK)) {
         fo_flow_free(flow);
         flow = NULL;
     }
@@ -11639,122 +13321,6 @@ fo_flow *fo_load_flow(fo_context *fo, const char *path) {
 
 fo_flow *fo_load_flow_memory(fo_context *fo, const void *bytes, size_t size) {
     return fo__flow_from(fo, fo_archive_open_memory(fo, bytes, size), "bytes in memory");
-}
-
-/* ================================================================================================
-   >>detect        scores of how unlikely a sample is to come from the training distribution
-
-   Invariants higher means more OOD; a score is a function of the model, the sample's values and the
-              draw. Several come from one encode
-   Callers    users; >>flow encodes and calls the score's function for each sample
-   ============================================================================================= */
-typedef struct fo__score_row { fo__row_head head; fo_score_kind kind; } fo__score_row;
-
-static double fo__likelihood_score(void *user, const fo_scored *s) {
-    (void)user;
-    return -s->log_prob;
-}
-
-static double fo__latent_score(void *user, const fo_scored *s) {
-    (void)user;
-    return -s->terms[0];
-}
-
-static double fo__volume_score(void *user, const fo_scored *s) {
-    double logdet = 0;
-    int    i;
-    (void)user;
-    for (i = 1; i <= s->layers; i++)
-        logdet += s->terms[i];
-    return -logdet;
-}
-
-/* One row a score: name, formula, whether it looks at x. */
-#define FO__SCORES(X)                                                                              \
-    X(likelihood, "-log_prob(x)", 0)                                                               \
-    X(latent, "-log N(z; 0, I)", 0)                                                                \
-    X(volume, "-logdet(x)", 0)
-
-static fo_score_kind fo__score_builtin(int i) {
-#define FO__ROW(name, formula, needs_x) {#name, formula, fo__##name##_score, NULL, needs_x},
-    const fo_score_kind kinds[] = {FO__SCORES(FO__ROW) {NULL, NULL, NULL, NULL, 0}};
-#undef FO__ROW
-    const int n = sizeof kinds / sizeof kinds[0] - 1;
-    return kinds[i >= 0 && i < n ? i : n];
-}
-
-fo_result fo_register_score(fo_context *fo, const fo_score_kind *kind) {
-    fo__score_row *row;
-    char          *formula;
-    if (!fo__begin(fo) || kind == NULL || kind->score == NULL)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_score: a function is needed");
-    row = (fo__score_row *)fo__row_add(fo, FO__A_SCORE, "fo_register_score", kind->name,
-                                       sizeof *row);
-    formula = row ? fo__strdup(&fo->arena, kind->formula ? kind->formula : "") : NULL;
-    if (row)
-        row->kind = *kind, row->kind.name = row->head.name, row->kind.formula = formula;
-    return fo->failed;
-}
-
-static fo_result fo__scores_register(fo_context *fo) {
-    fo_score_kind kind;
-    int           i;
-    for (i = 0; (kind = fo__score_builtin(i)).name; i++)
-        if (fo_register_score(fo, &kind) != FO_OK)
-            return FO_ERR_MEMORY;
-    return FO_OK;
-}
-
-fo_score_kind fo_score_at(const fo_context *fo, int i) {
-    const fo__row_head *row = fo && i >= 0 ? fo->registry->first[FO__A_SCORE] : NULL;
-    if (fo == NULL)
-        return fo__score_builtin(i);
-    for (; row && i > 0; i--)
-        row = row->next;
-    return row ? ((const fo__score_row *)row)->kind : fo__score_builtin(-1);
-}
-
-/* The functions of these names into the request. */
-static fo_result fo__request_names(fo_workspace *ws, fo__request *q, const char *const *names,
-                                   int n, double *score) {
-    int i;
-    if (!FO__BEGIN(ws))
-        return FO_ERR_ARGUMENT;
-    if (names == NULL || n < 1 || n > FO_MAX_SCORES)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "%d scores: 1 to %d names are possible",
-                        names ? n : 0, FO_MAX_SCORES);
-    q->score = score;
-    for (i = 0; i < n; i++) {
-        fo__row_head *row = fo__row_find(ws->fo, NULL, FO__A_SCORE, names[i] ? names[i] : "");
-        if (row == NULL)
-            return ws->fo->failed;
-        q->scores[q->n_scores++] = ((fo__score_row *)row)->kind;
-    }
-    return FO_OK;
-}
-
-fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
-                    const char *const *names, int n_names, int draw, double *score) {
-    fo__request q      = fo__request_of(data, first, count, draw);
-    fo_result   result = fo__request_names(ws, &q, names, n_names, score);
-    return result == FO_OK ? fo__answer(ws, &q, score) : result;
-}
-
-fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
-                         const char *const *names, int n_names, int draw, double *score) {
-    fo__request q      = fo__request_of(NULL, 0, 0, draw);
-    fo_result   result = fo__request_names(ws, &q, names, n_names, score);
-    return result == FO_OK ? fo__answer_rows(ws, &q, rows, type, count, score) : result;
-}
-
-fo_result fo_score(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
-                   const char *name, double *score) {
-    return fo_scores(ws, data, first, count, &name, 1, 0, score);
-}
-
-fo_result fo_score_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
-                        const char *name, double *score) {
-    return fo_scores_rows(ws, rows, type, count, &name, 1, 0, score);
 }
 
 /* ================================================================================================

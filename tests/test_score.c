@@ -268,7 +268,8 @@ static void test_noise(void) {
 static void test_mean_of_draws(void) {
     fo_context   *fo   = open_with(3, FO_SIMD_AUTO, 1);
     fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
-    fo_workspace *ws   = fo_workspace_create(fo, flow, 3), *whole = fo_workspace_create(fo, flow, 8);
+    fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
+    fo_workspace *whole = fo_workspace_create(fo, flow, 8);
     samples       s;
     fo_data      *data = make_data(fo, flow, &s, 8);
     double        each[5][8], mean[8], again[8];
@@ -340,26 +341,21 @@ static void test_rows(void) {
 
 /* ---- scores ---------------------------------------------------------------------------------- */
 
-/* The brightest element: a score that needs x, and what a user carries. */
-static double brightest(void *user, const fo_scored *s) {
-    double  most = 0;
+/* The brightest element: a score that looks at x, and what a user carries. */
+static void brightest(const fo_score_input *in, double *f) {
     int64_t i;
-    for (i = 0; i < s->size; i++)
-        most = (double)s->x[i] > most ? (double)s->x[i] : most;
-    ++*(int *)user;
-    return most;
+    f[0] = 0;
+    for (i = 0; i < fo_shape_count(in->shape); i++)
+        f[0] = (double)in->x[i] > f[0] ? (double)in->x[i] : f[0];
+    ++*(int *)in->user;
 }
-static double last_logdet(void *user, const fo_scored *s) {
-    (void)user;
-    return s->x ? 1e9 : -s->terms[s->layers] + 0 * (double)s->z[s->size - 1];
+static void last_logdet(const fo_score_input *in, double *f) {
+    f[0] = -in->terms[in->layers] + 0 * (double)in->z[fo_shape_count(in->shape) - 1];
 }
-static double no_number(void *user, const fo_scored *s) {
-    (void)user;
-    return s->log_prob * (double)NAN;
-}
-static double refuses(void *user, const fo_scored *s) {
-    fo_fail((fo_context *)user, FO_ERR_NUMERIC, "not this one: %g", s->log_prob);
-    return 0;
+static void no_number(const fo_score_input *in, double *f) { f[0] = in->log_prob * (double)NAN; }
+static void refuses(const fo_score_input *in, double *f) {
+    fo_fail((fo_context *)in->user, FO_ERR_NUMERIC, "not this one: %g", in->log_prob);
+    f[0] = 0;
 }
 
 static void test_several_scores(void) {
@@ -373,21 +369,23 @@ static void test_several_scores(void) {
     double        all[5][6], one[6], terms[6][1 + 6];
     uint64_t      held;
     int           i, k, calls = 0, ok;
-    fo_score_kind kind = {"brightest", "max x", brightest, NULL, 1}, none;
+    fo_score_kind kind, none;
+    memset(&kind, 0, sizeof kind);
+    kind.name = "brightest", kind.formula = "max x", kind.features = brightest;
     kind.user = &calls;
     CHECK(fo_register_score(fo, &kind) == FO_OK);
-    kind.name = "last", kind.score = last_logdet, kind.needs_x = 0, kind.formula = NULL;
+    kind.name = "last", kind.features = last_logdet, kind.formula = NULL;
     CHECK(fo_register_score(fo, &kind) == FO_OK);
-    kind.name = "no-number", kind.score = no_number;
+    kind.name = "no-number", kind.features = no_number;
     CHECK(fo_register_score(fo, &kind) == FO_OK);
-    kind.name = "refuses", kind.score = refuses, kind.user = fo;
+    kind.name = "refuses", kind.features = refuses, kind.user = fo;
     CHECK(fo_register_score(fo, &kind) == FO_OK);
     kind.name = "latent";
     REFUSED(fo_register_score(fo, &kind), "built-in");
     kind.name = "a b";
     REFUSED(fo_register_score(fo, &kind), "'a b'");
     memset(&none, 0, sizeof none);
-    REFUSED(fo_register_score(fo, &none), "a function is needed");
+    REFUSED(fo_register_score(fo, &none), "features, and size and fit");
     held = fo_memory(fo).allocations;
     CHECK(fo_scores(ws, data, 1, 6, names, 5, 3, all[0]) == FO_OK && calls == 6);
     CHECK(fo_log_prob_terms(ws, data, 1, 6, 3, terms[0]) == FO_OK);
@@ -407,15 +405,15 @@ static void test_several_scores(void) {
                   one[0] == all[k][i]);
     CHECK(fo_memory(fo).allocations == held);
     for (i = 0; fo_score_at(fo, i).name; i++)
-        CHECK(strlen(fo_score_at(fo, i).formula) < 40 && fo_score_at(fo, i).score);
-    CHECK(i == 7 && strcmp(fo_score_at(fo, 3).name, "brightest") == 0);
+        CHECK(strlen(fo_score_at(fo, i).formula) < 70 && fo_score_at(fo, i).features);
+    CHECK(i == 16 && strcmp(fo_score_at(fo, 12).name, "brightest") == 0);
     CHECK(fo_score_at(fo, -1).name == NULL && strcmp(fo_score_at(NULL, 2).name, "volume") == 0);
     REFUSED(fo_scores(ws, data, 0, 6, bad, 2, 0, all[0]), "score no-number of sample 0");
     REFUSED(fo_scores(ws, data, 2, 3, bad + 2, 1, 0, all[0]), "not this one");
-    REFUSED(fo_scores(ws, data, 0, 6, bad + 3, 1, 0, all[0]), "likelihood, latent, volume, bri");
+    REFUSED(fo_scores(ws, data, 0, 6, bad + 3, 1, 0, all[0]), "likelihood, latent, volume, typ");
     REFUSED(fo_scores(ws, data, 0, 6, bad + 4, 1, 0, all[0]), "unknown score ''");
     REFUSED(fo_scores(ws, data, 0, 6, names, 0, 0, all[0]), "0 scores");
-    REFUSED(fo_scores(ws, data, 0, 6, names, FO_MAX_SCORES + 1, 0, all[0]), "65 scores");
+    REFUSED(fo_scores(ws, data, 0, 6, names, FO_MAX_SCORES + 1, 0, all[0]), "33 scores");
     REFUSED(fo_score(ws, data, 0, 6, "likelihood", NULL), "no place");
     fo_close(fo);
 }

@@ -1,0 +1,384 @@
+/* Scores and detectors. The expected values of the small statistical models are SciPy's and
+   scikit-learn's: tests/golden/make_detect.py prints them. */
+#define FLOWOOD_IMPLEMENTATION
+#include "flowood.h"
+#include "test.h"
+
+static const double rows[36] = {
+    0.126, 0.736, 2.32,  0.105, -0.071, 2.181, 1.304, 2.894, 1.648, -1.265, -0.247, 2.021,
+    -2.325, 0.562, 1.377, -0.732, -0.089, 1.842, 0.412, 3.085, 1.936, 1.366, -0.33, 2.176,
+    0.903, 1.188, 1.628, -0.922, 0.085, 2.11, -1.01, 0.582, 1.92, 0.541, 1.429, 2.178};
+static const double query[3] = {-1.961, -0.389, 2.352};
+static const double noise[20] = {1.4934, -1.2591, 1.5139, 1.3459, 0.7813, 0.2645, -0.3139,
+                                 1.458, 1.9603, 1.8016, 1.3151, 0.3574, -1.2083, -0.0045,
+                                 0.6565, -1.2884, 0.3951, 0.4299, 0.696, -1.1841};
+
+static void test_estimates(void) {
+    fo_context *fo = open_with(0, FO_SIMD_AUTO, 1);
+    double      gauss[12], work[80], x[12], mean[3] = {0, 0, 0}, centered[3];
+    const double close = IS_DOUBLE ? 1e-12 : 1e-5; /* states are kept as fo_real */
+    fo_real     real[36], v[6], y[24], picture[20], kept[12];
+    fo__score   z[20];
+    int         i, far;
+    CHECK(fo__gauss_fit(rows, 12, 3, gauss));
+    for (i = 0; i < 12; i++)
+        kept[i] = (fo_real)gauss[i];
+    CHECK_NEAR(fo__mahalanobis(kept, 3, query, work), 7.16700823771684, close);
+    for (i = 0; i < 12; i++)
+        kept[i] = (fo_real)(x[i] = rows[3 * i]);
+    CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), 0.3), -1.24607742467171, close);
+    CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), -2), -2.19149677416645, close);
+    CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), 25), -591.839888731185, close);
+    for (far = 1; far <= 20; far += 19) {
+        for (i = 0; i < 20; i++)
+            z[i].score = far * noise[i];
+        CHECK_NEAR(fo__anderson_darling(z, 20), far == 1 ? 3.10540208037822 : 1666.73076739673,
+                   far == 1 ? 1e-12 : 1e-6);
+    }
+    for (i = 0; i < 20; i++)
+        picture[i] = (fo_real)noise[i];
+    CHECK_NEAR(fo__log_flatness(picture, 4, 5, work), -0.755376295828348, IS_DOUBLE ? 1e-12 : 1e-6);
+    for (i = 0; i < 36; i++)
+        mean[i % 3] += rows[i] / 12;
+    for (i = 0; i < 36; i++)
+        real[i] = (fo_real)(rows[i] - mean[i % 3]);
+    for (i = 0; i < 3; i++)
+        centered[i] = query[i] - mean[i];
+    fo__principal(fo, real, 12, 3, 2, v, y);
+    CHECK_NEAR(fo__residual(v, 2, 3, centered), 0.2352135250897, IS_DOUBLE ? 1e-9 : 1e-5);
+    for (i = 0; i < 12; i++) /* a constant column is harmless */
+        x[i] = i % 3 == 1 ? 7 : rows[i];
+    CHECK(fo__gauss_fit(x, 4, 3, gauss));
+    for (i = 0; i < 12; i++)
+        kept[i] = (fo_real)gauss[i];
+    CHECK(fo__mahalanobis(kept, 3, query, work) > 0);
+    fo_close(fo);
+}
+
+/* ---- a flow whose density is known ----------------------------------------------------------- */
+
+/* Four couplings that were never trained are the identity: for x ~ N(0, I) all that a flow says is
+   known without it, -log p = |x|^2/2 + const. */
+enum { DIM = 4 };
+
+static fo_flow *identity(fo_context *fo) {
+    return fo_flow_parse(fo, "input 4\n4* coupling mask=halves:% net=mlp hidden=8\n");
+}
+
+static fo_data *normal_data(fo_context *fo, uint64_t seed, int64_t n, double shift,
+                            fo_real **rows) {
+    int64_t i;
+    *rows = (fo_real *)malloc(BYTES(n * DIM));
+    fo_random_normal(seed, 99, 0, n * DIM, *rows);
+    for (i = 0; i < n * DIM; i++)
+        (*rows)[i] += (fo_real)shift;
+    return fo_data_view(fo, *rows, REAL_TYPE, n, shape_of(DIM, 1, 1));
+}
+
+static double share(const double *p, int64_t n, double limit) {
+    int64_t i, k = 0;
+    for (i = 0; i < n; i++)
+        k += p[i] <= limit;
+    return (double)k / (double)n;
+}
+
+static void test_p_values(void) {
+    enum { CALIBRATION = 800, N = 4000 };
+    const double  alphas[3] = {0.01, 0.05, 0.1};
+    fo_context   *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = identity(fo);
+    fo_real      *a, *b, *c;
+    fo_data      *calibration = normal_data(fo, 1, CALIBRATION, 0, &a);
+    fo_data      *in = normal_data(fo, 2, N, 0, &b), *out = normal_data(fo, 3, N, 2, &c);
+    fo_workspace *ws;
+    double       *p = (double *)malloc(3 * N * sizeof *p), *t = p + N, *score = p + 2 * N;
+    const struct fo__detector *d;
+    int64_t       i, j;
+    int           k;
+    CHECK(fo_calibrate(flow, calibration, NULL) == FO_OK);
+    ws = fo_workspace_create(fo, flow, 64);
+    d  = flow->detector;
+    CHECK(d && d->n_map == 400 && d->n_rank == 400 && d->n_scores == 1);
+    CHECK(strcmp(fo_detector_score(flow, 0), "likelihood") == 0 && !fo_detector_score(flow, 1));
+    CHECK(fo_detect(ws, in, 0, N, p, t, score) == FO_OK);
+    for (i = 0; i < N; i++) { /* the definition, and the density that is known */
+        double square = 0;
+        int    above  = 0;
+        for (j = 0; j < DIM; j++)
+            square += (double)b[i * DIM + j] * (double)b[i * DIM + j];
+        if (i < 200)
+            CHECK_NEAR(t[i], square / 2 + DIM * 0.9189385332046727, IS_DOUBLE ? 1e-12 : 1e-5);
+        CHECK(score[i] == t[i]);
+        for (j = 0; j < d->n_rank; j++)
+            above += d->rank[j] >= t[i];
+        CHECK(p[i] == (1.0 + above) / (double)(d->n_rank + 1));
+    }
+    for (k = 0; k < 3; k++) { /* false alarms, and the power that goes with them */
+        double spread = sqrt(alphas[k] * (1 - alphas[k]) * (1.0 / N + 1.0 / 400));
+        CHECK(fabs(share(p, N, alphas[k]) - alphas[k]) < 3 * spread + 1.0 / 401);
+    }
+    for (k = 1; k < 20; k++) /* Kolmogorov and Smirnov, two samples, 1 in 1,000 */
+        CHECK(fabs(share(p, N, k / 20.0) - k / 20.0) < 1.95 * sqrt(1.0 / N + 1.0 / 400));
+    CHECK(fo_detect(ws, out, 0, N, p, NULL, NULL) == FO_OK && share(p, N, 0.05) > 0.8);
+    /* anywhere, alone, from memory: the same */
+    CHECK(fo_detect(ws, out, 77, 1, t, NULL, NULL) == FO_OK && t[0] == p[77]);
+    CHECK(fo_detect_rows(ws, c + 78 * DIM, REAL_TYPE, 1, t, NULL, NULL) == FO_OK && t[0] == p[78]);
+    free(a), free(b), free(c), free(p);
+    fo_close(fo);
+}
+
+/* With confidence 0.9 the true rate of false alarms stays below alpha in 9 of 10 calibrations. */
+static void test_confidence(void) {
+    enum { N = 4000, RUNS = 100, CALIBRATION = 300 };
+    fo_context   *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow      *flow = identity(fo);
+    fo_real      *b;
+    fo_data      *in = normal_data(fo, 2, N, 0, &b);
+    fo_workspace *ws = fo_workspace_create(fo, flow, 0);
+    double       *p = (double *)malloc(N * sizeof *p), limit;
+    int           run, kept = 0;
+    for (run = 0; run < RUNS; run++) {
+        fo_real *a;
+        fo_data *calibration = normal_data(fo, 100 + (uint64_t)run, CALIBRATION, 0, &a);
+        CHECK(fo_calibrate(flow, calibration, NULL) == FO_OK);
+        CHECK(fo_detector_limit(flow, 0.1, 0.9, &limit) == FO_OK);
+        CHECK(fo_detect(ws, in, 0, N, p, NULL, NULL) == FO_OK);
+        kept += share(p, N, limit) <= 0.1;
+        fo_data_free(calibration);
+        free(a);
+    }
+    CHECK(kept >= 85);
+    CHECK(fo_detector_limit(flow, 0.001, 0, &limit) == FO_ERR_ARGUMENT);
+    CHECK(strstr(fo_error(fo), "needs 999 calibration samples, there are 150") != NULL);
+    free(b), free(p);
+    fo_close(fo);
+}
+
+/* ---- files, and what is refused -------------------------------------------------------------- */
+
+static void sum_features(const fo_score_input *in, double *f) {
+    int64_t i;
+    f[0] = 0;
+    for (i = 0; i < fo_shape_count(in->shape); i++)
+        f[0] += (double)in->x[i];
+}
+
+static void nan_features(const fo_score_input *in, double *f) {
+    (void)in;
+    f[0] = NAN;
+}
+
+static void test_detector_life(void) {
+    const char *const  verdict[] = {"likelihood", "sum", "neighbour", "density-of-states"};
+    const char *const  also[] = {"typicality", "layers", "normality", "gradient", "pca"};
+    const char        *path = FILE_NAME("detector");
+    fo_context        *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow           *flow = identity(fo), *loaded;
+    fo_real           *a, *b;
+    fo_data           *calibration = normal_data(fo, 1, 300, 0, &a);
+    fo_data           *in = normal_data(fo, 2, 50, 0.5, &b);
+    fo_score_kind      sum;
+    fo_detector_desc   desc;
+    fo_train_desc      train;
+    double             p[2][50], t[2][50], all[2][5 * 50];
+    int                i, k;
+    memset(&sum, 0, sizeof sum);
+    sum.name = "sum", sum.features = sum_features, sum.flags = FO_SCORE_TWO_SIDED;
+    CHECK(fo_register_score(fo, &sum) == FO_OK);
+    memset(&desc, 0, sizeof desc);
+    desc.scores = verdict, desc.n_scores = 4, desc.also = also, desc.n_also = 5;
+    for (k = 0; k < 2; k++) {
+        fo_workspace *ws = fo_workspace_create(fo, flow, 16);
+        fo_workspace *other;
+        desc.combine = k ? FO_COMBINE_FISHER : FO_COMBINE_MIN;
+        CHECK(fo_calibrate(flow, calibration, &desc) == FO_OK);
+        CHECK(fo_detect(ws, in, 0, 50, p[0], t[0], NULL) == FO_OK);
+        CHECK(fo_scores(ws, in, 0, 50, also, 5, 0, all[0]) == FO_OK);
+        CHECK(fo_save(flow, path) == FO_OK);
+        loaded = fo_load_flow(fo, path);
+        CHECK(loaded && fo_flow_detector(loaded).n_scores == 4 &&
+              fo_flow_detector(loaded).combine == desc.combine && !fo_flow_detector(loaded).stale);
+        other = fo_workspace_create(fo, loaded, 50);
+        CHECK(fo_detect(other, in, 0, 50, p[1], t[1], NULL) == FO_OK);
+        CHECK(fo_scores(other, in, 0, 50, also, 5, 0, all[1]) == FO_OK);
+        CHECK(memcmp(p[0], p[1], sizeof p[0]) == 0 && memcmp(t[0], t[1], sizeof t[0]) == 0);
+        CHECK(memcmp(all[0], all[1], sizeof all[0]) == 0);
+        for (i = 0; i < 50; i++) /* the statistic is made of the p-values of the map */
+            CHECK(t[0][i] > 0);
+    }
+    if (fo_failed(fo))
+        printf("%s\n", fo_error(fo));
+    { /* trained on: refused, in memory and from a file; refitted: well again; dropped: gone */
+        fo_workspace *ws = fo_workspace_create(fo, loaded, 0);
+        memset(&train, 0, sizeof train);
+        train.steps = 1;
+        CHECK(fo_train(loaded, calibration, &train) == FO_OK);
+        CHECK(fo_flow_detector(loaded).stale == 1);
+        CHECK(fo_detect(ws, in, 0, 50, p[0], NULL, NULL) == FO_ERR_ARGUMENT);
+        CHECK(strstr(fo_error(fo), "calibrate again") != NULL);
+        fo_clear_error(fo);
+        CHECK(fo_score(ws, in, 0, 50, "typicality", p[0]) == FO_ERR_ARGUMENT);
+        fo_clear_error(fo);
+        CHECK(fo_score(ws, in, 0, 50, "likelihood", p[0]) == FO_OK);
+        CHECK(fo_calibrate(loaded, calibration, NULL) == FO_OK);
+        if (fo_failed(fo))
+            printf("%s\n", fo_error(fo));
+        CHECK(!fo_flow_detector(loaded).stale);
+        CHECK(fo_detect(ws, in, 0, 50, p[0], NULL, NULL) == FO_OK);
+        fo_drop_detector(loaded);
+        CHECK(fo_flow_detector(loaded).ranked == 0 && !fo_detector_score(loaded, 0));
+        CHECK(fo_detect(ws, in, 0, 50, p[0], NULL, NULL) == FO_ERR_ARGUMENT);
+        CHECK(strstr(fo_error(fo), "no detector") != NULL);
+        fo_clear_error(fo);
+    }
+    { /* bad input: one clear line, and the old detector stays */
+        const char *const bad[] = {"complexity"}, *const unknown[] = {"likelyhood"};
+        const char *const nan[] = {"nan"}, *const twice[] = {"latent", "latent"};
+        fo_score_kind     kind = sum;
+        fo_data          *one = fo_data_view(fo, a, REAL_TYPE, 1, shape_of(DIM, 1, 1));
+        fo_data          *other = fo_data_view(fo, a, REAL_TYPE, 10, shape_of(2, 1, 1));
+        const struct fo__detector *before = flow->detector;
+        double            limit;
+        kind.name = "nan", kind.features = nan_features;
+        CHECK(fo_register_score(fo, &kind) == FO_OK);
+        kind.name = "latent";
+        CHECK(fo_register_score(fo, &kind) == FO_ERR_ARGUMENT);
+        memset(&desc, 0, sizeof desc);
+        desc.n_scores = 1;
+        desc.scores   = bad;
+        CHECK(fo_calibrate(flow, calibration, &desc) == FO_ERR_ARGUMENT);
+        desc.scores = unknown;
+        CHECK(fo_calibrate(flow, calibration, &desc) == FO_ERR_ARGUMENT);
+        desc.scores = nan;
+        fo_clear_error(fo);
+        CHECK(fo_calibrate(flow, calibration, &desc) == FO_ERR_NUMERIC);
+        CHECK(strstr(fo_error(fo), "score nan of calibration sample") != NULL);
+        desc.scores = twice, desc.n_scores = 2;
+        CHECK(fo_calibrate(flow, calibration, &desc) == FO_ERR_ARGUMENT);
+        CHECK(fo_calibrate(flow, one, NULL) == FO_ERR_ARGUMENT);
+        CHECK(fo_calibrate(flow, other, NULL) == FO_ERR_SHAPE);
+        CHECK(fo_calibrate(NULL, other, NULL) == FO_ERR_ARGUMENT);
+        CHECK(fo_detector_limit(flow, 1.5, 0, &limit) == FO_ERR_ARGUMENT);
+        CHECK(flow->detector == before);
+        fo_clear_error(fo);
+    }
+    remove(path);
+    free(a), free(b);
+    fo_close(fo);
+}
+
+/* ratio is the difference of two flows' log_prob; gradient that of finite differences. */
+static void test_background_and_gradient(void) {
+    const char *const   names[] = {"ratio"}, *const gradient[] = {"gradient"};
+    fo_context         *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow            *flow = identity(fo), *other = fo_flow_parse(fo, "input 4\nactnorm\n");
+    fo_flow            *wrong = fo_flow_parse(fo, "input 3\nactnorm\n");
+    fo_workspace       *ws = fo_workspace_create(fo, flow, 8), *back;
+    fo_real            *a, *values;
+    const fo_real      *params;
+    fo_data            *data = normal_data(fo, 1, 20, 0, &a);
+    fo__fitted          use;
+    struct fo__score_room *room;
+    double              ratio[20], p[20], q[20], out[4], up, down;
+    int64_t             count, j;
+    int                 i, layer;
+    CHECK(fo_score(ws, data, 0, 20, "ratio", ratio) == FO_ERR_ARGUMENT);
+    CHECK(strstr(fo_error(fo), "fo_workspace_background") != NULL);
+    fo_clear_error(fo);
+    CHECK(fo_workspace_background(ws, wrong) == FO_ERR_SHAPE);
+    fo_clear_error(fo);
+    params = fo_params(other, &count);
+    values = (fo_real *)malloc(BYTES(count));
+    for (j = 0; j < count; j++)
+        values[j] = params[j] + (fo_real)0.1 * (fo_real)(j + 1);
+    CHECK(fo_set_params(other, values, count) == FO_OK);
+    free(values);
+    CHECK(fo_workspace_background(ws, other) == FO_OK);
+    back = fo_workspace_create(fo, other, 0);
+    CHECK(fo_scores(ws, data, 0, 20, names, 1, 0, ratio) == FO_OK);
+    CHECK(fo_log_prob(ws, data, 0, 20, 0, p) == FO_OK);
+    CHECK(fo_log_prob(back, data, 0, 20, 0, q) == FO_OK);
+    for (i = 0; i < 20; i++)
+        CHECK_NEAR(ratio[i], q[i] - p[i], 1e-12);
+    /* gradients, of weights at random */
+    params = fo_params(flow, &count);
+    values = (fo_real *)malloc(BYTES(count));
+    fo_random_normal(3, 3, 0, count, values);
+    for (j = 0; j < count; j++)
+        values[j] *= (fo_real)0.3;
+    CHECK(fo_set_params(flow, values, count) == FO_OK);
+    CHECK(fo__score_find(fo, flow, gradient[0], &use) == FO_OK);
+    CHECK(fo__score_room_of(ws, &use, 1, FO_SCORE_GRADIENT) == FO_OK);
+    room = ws->scores;
+    CHECK(fo__score_gradient(room->backward, data, 7, 0, out) == FO_OK);
+    for (layer = 0; layer < 4 && IS_DOUBLE; layer++) {
+        double square = 0;
+        for (i = 0; i < fo_param_count(flow); i++) {
+            fo_param_info info = fo_param_at(flow, i);
+            for (j = info.offset; j < info.offset + info.count && atoi(info.name) == layer; j++) {
+                const fo_real keep = values[j];
+                values[j] = keep + (fo_real)1e-6, fo_set_params(flow, values, count);
+                fo_log_prob(ws, data, 7, 1, 0, &up);
+                values[j] = keep - (fo_real)1e-6, fo_set_params(flow, values, count);
+                fo_log_prob(ws, data, 7, 1, 0, &down);
+                values[j] = keep;
+                square += (up - down) / 2e-6 * (up - down) / 2e-6;
+            }
+        }
+        CHECK_NEAR(out[layer], log(square), 1e-5);
+    }
+    free(values), free(a);
+    fo_close(fo);
+}
+
+static void test_select_and_stream(void) {
+    fo_context   *fo = open_with(1, FO_SIMD_AUTO, 1);
+    unsigned char x[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, y[6] = {3, 1, 2, 1, 3, 3};
+    fo_data      *data = fo_data_view(fo, x, FO_U8, 6, shape_of(2, 1, 1));
+    fo_data      *labels = fo_data_view(fo, y, FO_U8, 6, shape_of(1, 1, 1));
+    fo_data      *few = fo_data_view(fo, y, FO_U8, 5, shape_of(1, 1, 1)), *chosen;
+    const int     classes[2] = {1, 2}, absent[1] = {7};
+    fo_flow      *flow = identity(fo);
+    fo_martingale m;
+    fo_real      *a;
+    fo_data      *calibration = normal_data(fo, 1, 600, 0, &a);
+    double        t[300];
+    fo_workspace *ws;
+    int           i;
+    chosen = fo_data_select(data, labels, classes, 2, 1);
+    CHECK(fo_data_count(chosen) == 3 && memcmp(fo_data_row(chosen, 0), "\2\3\4\5\6\7", 6) == 0);
+    chosen = fo_data_select(data, labels, classes, 2, 0);
+    CHECK(fo_data_count(chosen) == 3 && memcmp(fo_data_row(chosen, 1), "\10\11\12\13", 4) == 0);
+    CHECK(fo_data_select(data, labels, absent, 1, 1) == NULL);
+    CHECK(strstr(fo_error(fo), "class 7 does not occur") != NULL);
+    fo_clear_error(fo);
+    CHECK(fo_data_select(data, few, classes, 2, 1) == NULL);
+    CHECK(strstr(fo_error(fo), "6 samples, 5 labels") != NULL);
+    fo_clear_error(fo);
+    CHECK(fo_data_row(data, 6) == NULL && fo_data_row(NULL, 0) == NULL);
+    /* the stream of a detector */
+    CHECK(fo_detector_martingale(flow, 0, &m) == FO_ERR_ARGUMENT);
+    fo_clear_error(fo);
+    CHECK(fo_calibrate(flow, calibration, NULL) == FO_OK);
+    CHECK(fo_detector_martingale(flow, 0, &m) == FO_OK && m.capital == 1);
+    ws = fo_workspace_create(fo, flow, 0);
+    CHECK(fo_detect(ws, calibration, 0, 300, NULL, t, NULL) == FO_OK);
+    for (i = 0; i < 300; i++)
+        fo_martingale_add(&m, t[i]);
+    CHECK(m.highest < 20);
+    for (i = 0; i < 50; i++)
+        fo_martingale_add(&m, t[i] + 10);
+    CHECK(m.highest >= 20);
+    free(a);
+    fo_close(fo);
+}
+
+int main(void) {
+    test_estimates();
+    test_p_values();
+    test_confidence();
+    test_detector_life();
+    test_background_and_gradient();
+    test_select_and_stream();
+    return test_end();
+}
