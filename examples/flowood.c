@@ -16,15 +16,23 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
 
 /* field, name, kind, commands (! needs it), value, times, low, high, about */
 #define OPTIONS(X)                                                                                 \
-    X(data, "--data", INPUT, "train! score! encode! check", "FILE", 1, 0, 0, "samples")            \
+    X(data, "--data", INPUT, "train! score! encode! calibrate! detect! check", "FILE", 1, 0, 0,    \
+      "samples; of calibrate, some that the model was never trained on")                           \
     X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
       "a ready flow; default mlp-cycle, for vectors tabular")                                      \
     X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own, as text")              \
     X(resume, "--resume", INPUT, "train", "MODEL", 1, 0, 0,                                        \
       "train this model further; may be --out as well")                                            \
-    X(out, "--out", OUTPUT, "train! score encode! sample! export!", "FILE", 1, 0, 0,               \
-      "where the result goes: a model; scores as .csv or .npy (default: printed); latents as"      \
-      " .npy; samples as .png or .npy, all held in memory")                                        \
+    X(out, "--out", OUTPUT, "train! score encode! detect sample! export!", "FILE", 1, 0, 0,        \
+      "where the result goes: a model; scores as .csv or .npy (default: printed); verdicts as"     \
+      " .csv, .jsonl or .npy (p-values alone); latents as .npy; samples as .png or .npy, all held" \
+      " in memory")                                                                                \
+    X(alpha, "--alpha", NUMBER, "detect!", "A", 1, 1e-9, 0.999999,                                 \
+      "the rate of false alarms to keep below")                                                    \
+    X(confidence, "--confidence", NUMBER, "detect", "C", 1, 0, 0.999999,                           \
+      "how sure that must be for this very calibration; default: on average over calibrations")    \
+    X(bh, "--bh", FLAG, "detect", "", 1, 0, 0,                                                     \
+      "alarms of which a share of at most A is false (Benjamini and Hochberg)")                    \
     X(seconds, "--seconds", NUMBER, "train", "S", 1, 0, 1e9, "stop after S seconds of this run")   \
     X(epochs, "--epochs", NUMBER, "train", "N", 1, 0, 1e9,                                         \
       "passes over the data since training began, resumed or not; default 1 if neither seconds"    \
@@ -58,12 +66,13 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(eval_ood, "--eval-ood", INPUT, "train", "FILE", 1, 0, 0, "samples that do not belong")       \
     X(memory, "--memory", WHOLE, "train", "MB", 1, 0, MB_MAX,                                      \
       "train in less memory, slower, to the same bits")                                            \
-    X(model, "--model", INPUT, "eval! score! encode! sample! export! check! info!", "MODEL",       \
-      1, 0, 0,                                                                                     \
+    X(model, "--model", INPUT,                                                                     \
+      "eval! score! encode! calibrate! detect! sample! export! check! info!", "MODEL", 1, 0, 0,    \
       "a trained flow; the option's name may be left out")                                         \
     X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
     X(ood, "--ood", INPUT, "eval!", "FILE", CLI_MANY, 0, 0, "samples that are not")                \
-    X(score, "--score", TEXT, "eval score", "SCORE", CLI_MANY, 0, 0, "default likelihood")         \
+    X(score, "--score", TEXT, "eval score calibrate", "SCORE", CLI_MANY, 0, 0,                     \
+      "default likelihood; of calibrate, what the verdict is made of: complexity for pixels")      \
     X(json, "--json", FLAG, "eval", "", 1, 0, 0, "one JSON object a line")                         \
     X(norm, "--norm", CHOICE, "eval score encode", "running|batch", 1, 0, 0,                       \
       "statistics of batch norm: those of training, or of each batch")                             \
@@ -74,10 +83,11 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
     X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
       "standard deviation of the latents; default 1")                                              \
-    X(limit, "--limit", WHOLE, "train eval score encode", "N", 1, 0, MANY,                         \
+    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect", "N", 1, 0, MANY,        \
       "only the first N samples of each file; of --eval-in and --eval-ood, default 2000")          \
     X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
-    X(threads, "--threads", WHOLE, "train eval score encode sample check", "N", 1, 0, 1024,        \
+    X(threads, "--threads", WHOLE, "train eval score encode calibrate detect sample check", "N",   \
+      1, 0, 1024,                                                                                  \
       "default: every core")
 
 typedef struct options {
@@ -151,12 +161,16 @@ static fo_data *load_for(fo_context *fo, const fo_flow *flow, const char *model,
     return data;
 }
 
+/* The score that is meant where none is named. */
+static void default_score(options *o) {
+    if (o->score.given == 0)
+        o->score.list[o->score.given++] = o->score.text = "likelihood";
+}
+
 /* Names of scores that the library does not know are wrong usage. */
 static int check_scores(options *o) {
     fo_score_kind kind;
     int           i, k;
-    if (o->score.given == 0)
-        o->score.list[o->score.given++] = o->score.text = "likelihood";
     for (i = 0; i < o->score.given; i++) {
         cli_guess guess = {o->score.list[i], NULL, 0};
         for (k = 0; (kind = fo_score_at(NULL, k)).name && strcmp(kind.name, guess.word) != 0; k++)
@@ -626,6 +640,7 @@ static int eval(void *options_read) {
     fo_data      *in, *ood[CLI_MANY];
     scored        a, b;
     int           s, d;
+    default_score(o);
     if (check_scores(o) != CLI_OK || check_norm(o) != CLI_OK)
         return CLI_USAGE;
     fo   = open_context(o);
@@ -692,6 +707,7 @@ static int score(void *options_read) {
     double       *table = NULL;
     int64_t       i, n;
     int           s, status = CLI_OK;
+    default_score(o);
     if (check_scores(o) != CLI_OK || check_norm(o) != CLI_OK ||
         cli_check_ending(&o->out, "--out", "scores", ".npy .csv") != CLI_OK)
         return CLI_USAGE;
@@ -713,6 +729,135 @@ static int score(void *options_read) {
     if (!fo_failed(fo))
         status = write_scores(fo, o, table, n);
     free(table);
+    return close_context(fo, status);
+}
+
+/* ---- calibrate, detect ----------------------------------------------------------------------- */
+
+/* Every score that costs no more than one encode is fitted beside those of the verdict. */
+static int calibrate(void *options_read) {
+    static const char *const others[] = {"typicality", "complexity", "density-of-states", "layers",
+                                         "normality", "neighbour", "pca"};
+    options         *o = (options *)options_read;
+    fo_context      *fo;
+    fo_flow         *flow;
+    fo_data         *data;
+    fo_detector_desc desc;
+    const char      *also[7];
+    int              i, k;
+    if (check_scores(o) != CLI_OK)
+        return CLI_USAGE;
+    fo   = open_context(o);
+    flow = fo_load_flow(fo, o->model.text);
+    data = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
+    memset(&desc, 0, sizeof desc);
+    desc.scores = o->score.list, desc.n_scores = o->score.given, desc.also = also;
+    for (i = 0; i < 7; i++) {
+        int pixels = strcmp(others[i], "complexity") == 0, taken = pixels && !o->score.given;
+        for (k = 0; k < o->score.given; k++)
+            taken |= strcmp(o->score.list[k], others[i]) == 0;
+        if (!taken && (!pixels || fo_data_dtype(data) == FO_U8))
+            also[desc.n_also++] = others[i];
+    }
+    if (data && fo_calibrate(flow, data, &desc) == FO_OK && fo_save(flow, o->model.text) == FO_OK) {
+        fo_detector_info info = fo_flow_detector(flow);
+        printf("%s decides by", o->model.text);
+        for (i = 0; i < info.n_scores; i++)
+            printf(" %s", fo_detector_score(flow, i));
+        printf(": fitted to %lld samples, ranked among %lld others\n", (long long)info.fitted,
+               (long long)info.ranked);
+    }
+    return close_context(fo, CLI_OK);
+}
+
+/* What detect found out: of sample i p[i], whether it is an alarm, and score[s * n + i]. */
+typedef struct verdicts {
+    int64_t        n, alarms;
+    int            n_scores;
+    double        *p, *score;
+    unsigned char *alarm;
+} verdicts;
+
+static int write_verdicts(fo_context *fo, const options *o, const fo_flow *flow,
+                          const verdicts *v) {
+    const int     json = cli_ends_with(o->out.text, ".jsonl");
+    cli_text_file text;
+    int64_t       i;
+    int           s;
+    if (cli_ends_with(o->out.text, ".npy")) {
+        fo_save_npy(fo, o->out.text, FO_F64, 1, &v->n, v->p);
+        return CLI_OK;
+    }
+    if (cli_text_open(&text, o->out.text)) {
+        if (!json)
+            fprintf(text.file, "index,p_value,ood");
+        for (s = 0; s < v->n_scores && !json; s++)
+            fprintf(text.file, ",%s", fo_detector_score(flow, s));
+        if (!json)
+            fputc('\n', text.file);
+        for (i = 0; i < v->n; i++) {
+            fprintf(text.file, json ? "{\"index\": %lld, \"p_value\": %.17g, \"ood\": %d"
+                                    : "%lld,%.17g,%d", (long long)i, v->p[i], v->alarm[i]);
+            for (s = 0; s < v->n_scores && json; s++)
+                fprintf(text.file, ", \"%s\": %.17g", fo_detector_score(flow, s),
+                        v->score[s * v->n + i]);
+            for (s = 0; s < v->n_scores && !json; s++)
+                fprintf(text.file, ",%.17g", v->score[s * v->n + i]);
+            fputs(json ? "}\n" : "\n", text.file);
+        }
+    }
+    return cli_text_close(&text);
+}
+
+/* p-values and alarms of all samples; the model's detector says how. */
+static void find_verdicts(fo_context *fo, const options *o, fo_flow *flow, const fo_data *data,
+                          verdicts *v) {
+    fo_workspace *ws    = fo_workspace_create(fo, flow, 0);
+    double        limit = 0;
+    int64_t       i;
+    v->n        = fo_data_count(data);
+    v->n_scores = fo_flow_detector(flow).n_scores;
+    v->p        = (double *)calloc((size_t)v->n * (size_t)(v->n_scores + 1) + 1, sizeof *v->p);
+    v->alarm    = (unsigned char *)calloc((size_t)v->n + 1, 1);
+    if (v->p == NULL || v->alarm == NULL) {
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld verdicts", (long long)v->n);
+        return;
+    }
+    v->score = v->p + v->n;
+    if (fo_detector_limit(flow, o->alpha.number, o->confidence.number, &limit) != FO_OK ||
+        fo_detect(ws, data, 0, v->n, v->p, NULL, v->score) != FO_OK)
+        return;
+    if (o->bh.given)
+        fo_benjamini_hochberg(fo, v->p, v->n, o->alpha.number, v->alarm, &v->alarms);
+    for (i = 0; i < v->n && !o->bh.given; i++)
+        v->alarms += v->alarm[i] = v->p[i] <= limit;
+}
+
+static int detect(void *options_read) {
+    const options *o = (const options *)options_read;
+    fo_context    *fo;
+    fo_flow       *flow;
+    fo_data       *data;
+    verdicts       v;
+    int            status = CLI_OK;
+    if (cli_check_ending(&o->out, "--out", "verdicts", ".csv .jsonl .npy") != CLI_OK)
+        return CLI_USAGE;
+    if (o->bh.given && o->confidence.given)
+        return cli_usage("--bh and --confidence are two promises: give one of them");
+    memset(&v, 0, sizeof v);
+    fo   = open_context(o);
+    flow = fo_load_flow(fo, o->model.text);
+    data = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
+    if (data)
+        find_verdicts(fo, o, flow, data, &v);
+    if (!fo_failed(fo) && o->out.given)
+        status = write_verdicts(fo, o, flow, &v);
+    if (!fo_failed(fo))
+        printf("%lld of %lld samples of %s are out of distribution (%.2f %%)\n",
+               (long long)v.alarms, (long long)v.n, o->data.text,
+               100 * (double)v.alarms / (double)v.n);
+    free(v.p);
+    free(v.alarm);
     return close_context(fo, status);
 }
 
@@ -922,6 +1067,8 @@ static const cli_command commands[] = {
     {"score", "the scores of every sample, a line each, a column for each --score", score},
     {"encode", "latents of every sample, N x D numbers in --out, without dequantization noise",
      encode},
+    {"calibrate", "fits the detector in MODEL to samples that it was never trained on", calibrate},
+    {"detect", "which samples are out of distribution, at a promised rate of false alarms", detect},
     {"sample", "new samples: a picture of all, or their numbers", sample},
     {"export", "the model without what only training needs: a quarter of the size", export},
     {"check", "measures whether decode inverts encode, the log-determinant is right, and the "

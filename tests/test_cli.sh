@@ -53,6 +53,22 @@ works "scores as CSV" "$tool" score whole.st --data $in --limit 5 --score latent
 sed 1d s.csv | cmp -s - text && ok || bad "the CSV differs from the text"
 works "scores as a matrix" "$tool" score --model whole.st --data $in --limit 5 --score latent --score likelihood --out s.npy
 grep -aq "'shape': (5, 2)" s.npy && ok || bad "5 x 2 scores expected"
+# the detector: none, fitted, in files of every kind, refused where it promises too much
+cp whole.st decides.st
+refuses 1 "no detector" "$tool" detect --model decides.st --data $in --alpha 0.1
+works calibrate "$tool" calibrate --model decides.st --data $in
+grep -q "decides by complexity: fitted to 60 samples, ranked among 60 others" log && ok || bad "calibrate says $(cat log)"
+works detect "$tool" detect --model decides.st --data $ood --alpha 0.1 --limit 50 --out v.csv
+grep -q "^[0-9]* of 50 samples of $ood are out of distribution" log && ok || bad "detect says $(cat log)"
+[ "$(head -n 1 v.csv)" = "index,p_value,ood,complexity" ] && [ "$(wc -l < v.csv)" = 51 ] && ok || bad "verdicts as text"
+works "detect, json" "$tool" detect --model decides.st --data $ood --alpha 0.1 --limit 50 --bh --out v.jsonl
+grep -q '^{"index": 49, "p_value": [0-9.e-]*, "ood": [01], "complexity": ' v.jsonl && ok || bad "verdicts as json"
+works "detect, npy" "$tool" detect --model decides.st --data $ood --alpha 0.1 --confidence 0.9 --out v.npy
+works "a fitted score" "$tool" score decides.st --data $in --score typicality --score pca --limit 3
+refuses 1 "needs 999 calibration samples, there are 60" "$tool" detect --model decides.st --data $ood --alpha 0.001
+refuses 2 "two promises" "$tool" detect --model decides.st --data $ood --alpha 0.1 --bh --confidence 0.9
+refuses 2 "--alpha" "$tool" detect --model decides.st --data $ood --alpha 1.5
+refuses 1 "fo_calibrate" "$tool" score whole.st --data $in --score typicality
 works encode "$tool" encode --model whole.st --data $in --limit 7 --out z.npy
 grep -aq "'shape': (7, 784)" z.npy && ok || bad "7 x 784 latents expected"
 works eval "$tool" eval --model whole.st --in $in --ood $ood --score likelihood --score latent --json
@@ -80,7 +96,7 @@ grep -q '^# held-out bpd [0-9]' log && ok || bad "no held-out bpd: $(tail -n 1 l
 grep -v '^#' log > spec.txt
 works "spec" "$tool" train --data $train --spec spec.txt --steps 1 --out spec.st
 works presets "$tool" presets
-for command in "" train eval score encode sample export check info presets; do
+for command in "" train eval score encode calibrate detect sample export check info presets; do
     for word in --help -h; do
         works "$command $word" "$tool" $command $word
         [ "$(awk 'length($0) > 79' log | wc -l)" = 0 ] && ok || bad "$command $word: too wide"
