@@ -50,9 +50,10 @@
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-layers
               api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
-              metrics  decisions  coder  estimates  tape  ops  convolution  normalization
-              op-table  settings  nets  masks  layers  couplings  mixing  flow  text  presets
-              workspace  optimizer  train  scores  detect  checkpoint  check  context
+              metrics  decisions  coder  estimates  tape  planner  runner  ops  convolution
+              normalization  op-table  settings  nets  masks  layers  couplings  mixing  flow
+              text  presets  workspace  scoring  optimizer  train  scores  detect  verdicts
+              checkpoint  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -3603,7 +3604,14 @@ const void *fo_data_row(const fo_data *data, int64_t i) {
 
 /* Row i as numbers; the caller has checked i. */
 static void fo__data_rows(const fo_data *data, int64_t i, fo_real *out) {
-    size_t n = (size_t)fo_shape_count(data->shape), k;
+    const size_t         n     = (size_t)fo_shape_count(data->shape);
+    const unsigned char *bytes = (const unsigned char *)data->rows + n * (size_t)i;
+    size_t               k;
+    if (data->type == FO_U8) { /* images: without a choice for every number */
+        for (k = 0; k < n; k++)
+            out[k] = bytes[k];
+        return;
+    }
     for (k = 0; k < n; k++)
         out[k] = (fo_real)fo__value(data->type, data->rows, n * (size_t)i + k);
 }
@@ -4331,6 +4339,20 @@ static fo_result fo__sort_values(fo_context *fo, double *x, int64_t n) {
     return FO_OK;
 }
 
+/* Every step-th of n * step numbers, sorted, in a block to be freed; NULL: out of memory. */
+static double *fo__sorted_copy(fo_context *fo, const double *x, int64_t n, int64_t step) {
+    double *copy = (double *)fo__alloc(fo, fo__times(n, sizeof *copy));
+    int64_t i;
+    if (copy == NULL)
+        return NULL;
+    for (i = 0; i < n; i++)
+        copy[i] = x[i * step];
+    if (fo__sort_values(fo, copy, n) == FO_OK)
+        return copy;
+    fo__free(fo, copy);
+    return NULL;
+}
+
 /* Walks n sorted scores from `at` by `step`, most positive first. */
 static void fo__curve(const fo__score *at, int step, int64_t n, int64_t positive, int64_t n_pos,
                       double *precision, double *area, double *fpr95) {
@@ -4476,9 +4498,8 @@ fo_result fo_alarm_limit(fo_context *fo, int64_t n, double alpha, double confide
 
 fo_result fo_benjamini_hochberg(fo_context *fo, const double *p, int64_t n, double alpha,
                                 unsigned char *alarm, int64_t *alarms) {
-    fo__score *sorted;
-    double     limit = -1;
-    int64_t    i, found = 0;
+    double *sorted, limit = -1;
+    int64_t i, found = 0;
     if (!fo__begin(fo) || p == NULL || alarm == NULL || n < 1 || !(alpha > 0 && alpha < 1))
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_benjamini_hochberg: %lld p-values, alpha=%g: at "
                         "least one, and an alpha between 0 and 1 are needed", (long long)n, alpha);
@@ -4486,15 +4507,12 @@ fo_result fo_benjamini_hochberg(fo_context *fo, const double *p, int64_t n, doub
         if (!(p[i] >= 0 && p[i] <= 1))
             return fo__fail(fo, FO_ERR_NUMERIC, "p-value %lld is %g: it must lie in [0,1]",
                             (long long)i, p[i]);
-    sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    sorted = fo__sorted_copy(fo, p, n, 1);
     if (sorted == NULL)
         return FO_ERR_MEMORY;
     for (i = 0; i < n; i++)
-        sorted[i].score = p[i];
-    fo__sort(sorted, n);
-    for (i = 0; i < n; i++)
-        if (sorted[i].score <= alpha * (double)(i + 1) / (double)n)
-            limit = sorted[i].score;
+        if (sorted[i] <= alpha * (double)(i + 1) / (double)n)
+            limit = sorted[i];
     fo__free(fo, sorted);
     for (i = 0; i < n; i++)
         found += alarm[i] = p[i] <= limit;
@@ -4518,8 +4536,8 @@ static int fo__martingale_bin(const fo_martingale *m, double statistic) {
 fo_result fo_martingale_start(fo_context *fo, fo_martingale *m, const double *edge_statistics,
                               int64_t n, const double *calibration_statistics, int64_t calibration,
                               uint64_t seed) {
-    fo__score *sorted;
-    int64_t    i;
+    double *sorted;
+    int64_t i;
     if (!fo__begin(fo) || m == NULL || !edge_statistics || !calibration_statistics || n < 1 ||
         calibration < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_martingale_start: statistics of at least one "
@@ -4530,17 +4548,14 @@ fo_result fo_martingale_start(fo_context *fo, fo_martingale *m, const double *ed
             return fo__fail(fo, FO_ERR_NUMERIC, "fo_martingale_start: statistic %lld is not a "
                             "number", (long long)i);
     }
-    sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
+    sorted = fo__sorted_copy(fo, edge_statistics, n, 1);
     if (sorted == NULL)
         return FO_ERR_MEMORY;
-    for (i = 0; i < n; i++)
-        sorted[i].score = edge_statistics[i];
-    fo__sort(sorted, n);
     memset(m, 0, sizeof *m);
     m->seed    = seed;
     m->capital = m->highest = 1;
     for (i = 0; i < FO_MARTINGALE_BINS; i++)
-        m->edge[i] = sorted[n - 1 - (i + 1) * n / (FO_MARTINGALE_BINS + 1)].score;
+        m->edge[i] = sorted[n - 1 - (i + 1) * n / (FO_MARTINGALE_BINS + 1)];
     m->edge[FO_MARTINGALE_BINS - 1] = -HUGE_VAL;
     for (i = 0; i < calibration; i++)
         m->count[fo__martingale_bin(m, calibration_statistics[i])] += 1;
@@ -5229,7 +5244,9 @@ void fo_output(fo_tensor *tensor) {
         fo__plan_of(tensor)->is_output = 1;
 }
 
-/* ---- planning ------------------------------------------------------------------------------ */
+/* ================================================================================================
+   >>planner       where every value of a tape lies, and until when
+   ============================================================================================= */
 
 typedef struct fo__interval { int64_t size, at; int birth, death; } fo__interval;
 
@@ -5508,7 +5525,9 @@ fo_result fo_tape_plan(fo_tape *tape, int train) {
     return FO_OK;
 }
 
-/* ---- running ------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>runner        forward and backward over a planned tape
+   ============================================================================================= */
 
 typedef struct fo__op_call {
     const fo_tensor *out;
@@ -9875,7 +9894,7 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
 }
 
 /* ================================================================================================
-   >>workspace     everything one thread needs to run a flow; scoring, decoding, sampling
+   >>workspace     everything one thread needs to run a flow
 
    Invariants layers with a mask own one tape in every workspace; scoring allocates nothing
    Cost       one pass over the data a call
@@ -10138,7 +10157,7 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
 struct fo__score_room {
     fo_real       *x;
     unsigned char *pixels;
-    double        *terms, *gradient, *work, *features;
+    double        *gradient, *work, *features;
     int            width;      /* numbers that fit into features */
     fo_workspace  *backward;   /* of one sample, for gradients */
     fo_workspace  *background; /* of the background model */
@@ -10153,7 +10172,6 @@ static fo_result fo__score_room_make(fo_workspace *ws) {
     room->width    = (int)FO__MAX(size, layers + 1);
     room->x        = fo__reals(&ws->arena, size);
     room->pixels   = (unsigned char *)fo__arena_alloc(&ws->arena, (size_t)size);
-    room->terms    = fo__doubles(&ws->arena, 1 + layers);
     room->gradient = fo__doubles(&ws->arena, layers);
     room->work     = fo__doubles(&ws->arena, 5 * size + 64);
     room->features = fo__doubles(&ws->arena, room->width);
@@ -10183,7 +10201,13 @@ fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
 
 void fo_workspace_free(fo_workspace *ws) {
     int i;
-    for (i = 0; ws && ws->slots && i < ws->n_slots; i++) /* the flow may be gone already */
+    if (ws == NULL)
+        return;
+    if (ws->scores) {
+        fo_workspace_free(ws->scores->backward);
+        fo_workspace_free(ws->scores->background);
+    }
+    for (i = 0; ws->slots && i < ws->n_slots; i++) /* the flow may be gone already */
         fo_tape_free(ws->slots[i].tape);
     fo__object_free(ws);
 }
@@ -10239,6 +10263,9 @@ static void fo__fill_draw(fo_workspace *ws, int64_t first, int64_t rows, int dra
         ws->row_noise[i] = (fo_real)0.5;
 }
 
+/* ================================================================================================
+   >>scoring       x -> z with its terms, what a call wants of that, and z -> x
+   ============================================================================================= */
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
 static void fo__base_rows(fo_workspace *ws, int64_t begin, int64_t end) {
     int64_t r, size = ws->flow->size;
@@ -10362,7 +10389,8 @@ typedef struct fo__request {
     fo_real       *z;              /* [count][D]        */
     const int64_t *order;          /* which samples, or NULL: one after the other */
     /* Called for every sample: it is in this row of the workspace, and number i of the request. */
-    fo_result (*take)(void *arg, fo_workspace *ws, int64_t row, int64_t i, double log_prob);
+    fo_result (*take)(void *arg, fo_workspace *ws, int64_t row, int64_t i, double log_prob,
+                      const double *terms);
     void          *arg;
 } fo__request;
 
@@ -10397,7 +10425,7 @@ static fo_result fo__request_take(fo_workspace *ws, const fo__request *q, int64_
             continue;
         for (i = 0; i < columns; i++)
             terms[i] = ws->terms[i * (int64_t)ws->batch + r];
-        if (q->take && q->take(q->arg, ws, r, done + r, log_prob) != FO_OK)
+        if (q->take && q->take(q->arg, ws, r, done + r, log_prob, terms) != FO_OK)
             return ws->fo->failed;
     }
     return FO_OK;
@@ -10508,7 +10536,8 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
         ws->norm.mode = FO_NORM_MEASURE;
         if (fo__run(ws, &q) != FO_OK)
             memcpy(flow->buffer_values, old, size); /* bad data leave the flow as it was */
-        flow->changed = 1;
+        else
+            flow->changed = 1;
     }
     fo_workspace_free(ws);
     return flow->fo->failed;
@@ -11586,14 +11615,10 @@ static void fo__complexity_features(const fo_score_input *in, double *f) {
 
 static fo_result fo__complexity_fit(fo_context *fo, const double *rows, int64_t n, int width,
                                     fo_real *state) {
-    fo__score *sorted = (fo__score *)fo__alloc(fo, fo__times(n, sizeof *sorted));
-    int64_t    r;
+    double *sorted = fo__sorted_copy(fo, rows + 1, n, width);
     if (sorted == NULL)
         return FO_ERR_MEMORY;
-    for (r = 0; r < n; r++)
-        sorted[r].score = rows[r * width + 1];
-    fo__sort(sorted, n);
-    state[0] = (fo_real)sorted[(n - 1) * 19 / 20].score;
+    state[0] = (fo_real)sorted[(n - 1) * 19 / 20];
     fo__free(fo, sorted);
     return FO_OK;
 }
@@ -11942,9 +11967,11 @@ static fo_result fo__score_find(fo_context *fo, const fo_flow *flow, const char 
 
 /* What to do with samples on their way: features of these scores, and who takes them. */
 typedef struct fo__score_pass {
+    fo_workspace     *ws;
     const fo_data    *data;
     const fo__fitted *use;
     int               n, flags, draw;
+    int64_t           sample; /* that is being taken: its number in the data */
     void (*take)(void *arg, int score, int64_t i, const double *features);
     void *arg;
 } fo__score_pass;
@@ -11980,24 +12007,14 @@ static fo_result fo__score_room_of(fo_workspace *ws, const fo__fitted *use, int 
     return ws->fo->failed;
 }
 
-/* One sample into a workspace of one, encoded. */
-static fo_result fo__score_encode(fo_workspace *ws, const fo_data *data, int64_t sample, int draw) {
-    if (fo__check_data(ws->fo, ws->flow, data) != FO_OK)
-        return ws->fo->failed;
-    fo__workspace_bind(ws);
-    ws->data = data;
-    ws->seed = ws->flow->seed;
-    fo__fill_draw(ws, sample, 1, draw);
-    return fo__encode(ws);
-}
-
 /* log |d log p / d parameters|^2 of each layer, for one sample. */
 static fo_result fo__score_gradient(fo_workspace *ws, const fo_data *data, int64_t sample,
                                     int draw, double *out) {
     const fo_flow *flow = ws->flow;
+    fo__request    q    = fo__request_of(data, sample, 1, draw);
     int            i;
     memset(out, 0, (size_t)flow->n_layers * sizeof *out);
-    if (fo__score_encode(ws, data, sample, draw) != FO_OK)
+    if (fo__run(ws, &q) != FO_OK)
         return ws->fo->failed;
     ws->dlogdet[0] = 1;
     if (fo__train_backward(ws) != FO_OK)
@@ -12012,45 +12029,46 @@ static fo_result fo__score_gradient(fo_workspace *ws, const fo_data *data, int64
 }
 
 /* What scores may look at, of the sample in this row. */
-static fo_result fo__score_input_of(const fo__score_pass *pass, fo_workspace *ws, int64_t row,
-                                    double log_prob, fo_score_input *in) {
-    struct fo__score_room *room   = ws->scores;
-    const int64_t          sample = ws->sample[row];
+static fo_result fo__score_input_of(const fo__score_pass *pass, int64_t row, double log_prob,
+                                    const double *terms, fo_score_input *in) {
+    fo_workspace          *ws   = pass->ws;
+    struct fo__score_room *room = ws->scores;
     int64_t                i;
     memset(in, 0, sizeof *in);
     in->shape    = ws->flow->shape;
     in->layers   = ws->flow->n_layers;
     in->log_prob = log_prob;
-    in->terms    = room->terms;
+    in->terms    = terms;
     in->x        = room->x;
     in->z        = fo__state(ws, row);
     in->gradient = room->gradient;
     in->work     = room->work;
-    fo__data_rows(pass->data, sample, room->x);
-    for (i = 0; i <= ws->flow->n_layers; i++)
-        room->terms[i] = ws->terms[i * (int64_t)ws->batch + row];
+    fo__data_rows(pass->data, pass->sample, room->x);
     if (pass->flags & FO_SCORE_PIXELS) {
         for (i = 0; i < ws->flow->size; i++)
             room->pixels[i] = (unsigned char)room->x[i];
         in->pixels = room->pixels;
     }
     if (pass->flags & FO_SCORE_BACKGROUND) {
-        if (fo__score_encode(room->background, pass->data, sample, pass->draw) != FO_OK)
+        fo__request q = fo__request_of(pass->data, pass->sample, 1, pass->draw);
+        q.log_prob    = &in->background;
+        if (fo__run(room->background, &q) != FO_OK)
             return ws->fo->failed;
-        in->background = fo__row_log_prob(room->background, 0);
     }
     if (pass->flags & FO_SCORE_GRADIENT)
-        return fo__score_gradient(room->backward, pass->data, sample, pass->draw, room->gradient);
+        return fo__score_gradient(room->backward, pass->data, pass->sample, pass->draw,
+                                  room->gradient);
     return FO_OK;
 }
 
 /* A row of a request becomes features, and goes on to the pass's own taker. */
 static fo_result fo__score_take(void *arg, fo_workspace *ws, int64_t row, int64_t i,
-                                double log_prob) {
-    const fo__score_pass *pass = (const fo__score_pass *)arg;
-    fo_score_input        in;
-    int                   s;
-    if (fo__score_input_of(pass, ws, row, log_prob, &in) != FO_OK)
+                                double log_prob, const double *terms) {
+    fo__score_pass *pass = (fo__score_pass *)arg;
+    fo_score_input  in;
+    int             s;
+    pass->sample = ws->sample[row];
+    if (fo__score_input_of(pass, row, log_prob, terms, &in) != FO_OK)
         return ws->fo->failed;
     for (s = 0; s < pass->n && ws->fo->failed == FO_OK; s++) {
         in.user = pass->use[s].kind.user;
@@ -12069,6 +12087,7 @@ static int fo__score_flags(const fo__fitted *use, int n) {
 
 /* Runs a request whose samples the pass takes. */
 static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass *pass) {
+    pass->ws    = ws;
     pass->data  = q->data;
     pass->draw  = q->draw;
     pass->flags = fo__score_flags(pass->use, pass->n);
@@ -12086,6 +12105,16 @@ static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass 
 static double fo__score_value(const fo__fitted *use, const double *features, double *work) {
     return use->kind.value ? use->kind.value(features, use->width, use->state, use->size, work)
                            : features[0];
+}
+
+/* The same of the sample that a pass is taking; NaN is an error that names it. */
+static double fo__score_taken(const fo__score_pass *pass, int score, const double *features) {
+    const fo__fitted *use   = &pass->use[score];
+    const double      value = fo__score_value(use, features, pass->ws->scores->work);
+    if (value != value)
+        fo__fail(pass->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
+                 use->kind.name, (long long)pass->sample);
+    return value;
 }
 
 /* ================================================================================================
@@ -12121,19 +12150,14 @@ static uint64_t fo__weights_checksum(const fo_flow *flow) {
 
 /* Where a pass leaves values: of score s and sample i at [s * count + i]. */
 typedef struct fo__value_sink {
-    fo_workspace     *ws;
-    const fo__fitted *use;
-    double           *value;
-    int64_t           count;
+    fo__score_pass pass;
+    double        *value;
+    int64_t        count;
 } fo__value_sink;
 
 static void fo__take_value(void *arg, int score, int64_t i, const double *features) {
     const fo__value_sink *sink = (const fo__value_sink *)arg;
-    double value = fo__score_value(&sink->use[score], features, sink->ws->scores->work);
-    if (value != value)
-        fo__fail(sink->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
-                 sink->use[score].kind.name, (long long)i);
-    sink->value[score * sink->count + i] = value;
+    sink->value[score * sink->count + i] = fo__score_taken(&sink->pass, score, features);
 }
 
 /* Is there a detector, and for the weights that the flow has now? */
@@ -12169,7 +12193,6 @@ static fo_result fo__score_use(fo_workspace *ws, const char *name, fo__fitted *o
 static fo_result fo__score_names(fo_workspace *ws, fo__request *q, const char *const *names, int n,
                                  double *score) {
     fo__fitted     use[FO_MAX_SCORES];
-    fo__score_pass pass;
     fo__value_sink sink;
     int            s;
     if (names == NULL || n < 1 || n > FO_MAX_SCORES)
@@ -12180,10 +12203,10 @@ static fo_result fo__score_names(fo_workspace *ws, fo__request *q, const char *c
     for (s = 0; s < n; s++)
         if (fo__score_use(ws, names[s], &use[s]) != FO_OK)
             return ws->fo->failed;
-    memset(&pass, 0, sizeof pass);
-    pass.use = use, pass.n = n, pass.take = fo__take_value, pass.arg = &sink;
-    sink.ws = ws, sink.use = use, sink.value = score, sink.count = q->count;
-    return fo__score_run(ws, q, &pass);
+    memset(&sink, 0, sizeof sink);
+    sink.pass.use = use, sink.pass.n = n, sink.pass.take = fo__take_value, sink.pass.arg = &sink;
+    sink.value = score, sink.count = q->count;
+    return fo__score_run(ws, q, &sink.pass);
 }
 
 fo_result fo_scores(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
@@ -12512,10 +12535,12 @@ fo_result fo_calibrate(fo_flow *flow, const fo_data *data, const fo_detector_des
     return flow->fo->failed;
 }
 
-/* ---- verdicts -------------------------------------------------------------------------------- */
+/* ================================================================================================
+   >>verdicts      a calibrated detector at work, and in files
+   ============================================================================================= */
 
 typedef struct fo__verdict_sink {
-    fo_workspace              *ws;
+    fo__score_pass             pass;
     const struct fo__detector *d;
     double                    *p, *statistic, *score;
     double                     value[FO_MAX_SCORES];
@@ -12527,10 +12552,7 @@ static void fo__take_verdict(void *arg, int score, int64_t i, const double *feat
     fo__verdict_sink          *sink = (fo__verdict_sink *)arg;
     const struct fo__detector *d    = sink->d;
     double                     t;
-    sink->value[score] = fo__score_value(&d->fitted[score], features, sink->ws->scores->work);
-    if (sink->value[score] != sink->value[score])
-        fo__fail(sink->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
-                 d->fitted[score].kind.name, (long long)i);
+    sink->value[score] = fo__score_taken(&sink->pass, score, features);
     if (sink->score)
         sink->score[score * sink->count + i] = sink->value[score];
     if (score + 1 < d->n_scores)
@@ -12546,17 +12568,15 @@ static void fo__take_verdict(void *arg, int score, int64_t i, const double *feat
 /* Verdicts on the samples of a request. */
 static fo_result fo__verdicts(fo_workspace *ws, fo__request *q, double *p, double *statistic,
                               double *score) {
-    fo__score_pass   pass;
     fo__verdict_sink sink;
     if (fo__detector_fits(ws->fo, ws->flow) != FO_OK)
         return ws->fo->failed;
-    memset(&pass, 0, sizeof pass);
     memset(&sink, 0, sizeof sink);
-    sink.ws = ws, sink.d = ws->flow->detector, sink.count = q->count;
+    sink.d = ws->flow->detector, sink.count = q->count;
     sink.p = p, sink.statistic = statistic, sink.score = score;
-    pass.use = sink.d->fitted, pass.n = sink.d->n_scores;
-    pass.take = fo__take_verdict, pass.arg = &sink;
-    return fo__score_run(ws, q, &pass);
+    sink.pass.use = sink.d->fitted, sink.pass.n = sink.d->n_scores;
+    sink.pass.take = fo__take_verdict, sink.pass.arg = &sink;
+    return fo__score_run(ws, q, &sink.pass);
 }
 
 fo_result fo_detect(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count, double *p,
@@ -12652,7 +12672,7 @@ static void fo__detector_array(fo_array *array, const char *name, fo_dtype type,
     array->values = values;
 }
 
-/* Into array, which has room for 4 + n_scores + n_also; how many there are. */
+/* Into array, which has room for 4 + n_scores + n_also; how many there are, -1: out of memory. */
 static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, fo_array *array) {
     int n = 0, s;
     fo__detector_array(&array[n++], "detector.map", FO_F64, d->n_scores, d->n_map, d->map);
@@ -12662,13 +12682,15 @@ static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, f
     for (s = 0; s < d->n_scores + d->n_also; s++) {
         const fo__fitted *use  = &d->fitted[s];
         const size_t      size = strlen(use->kind.name) + 24;
-        char             *name = (char *)fo__arena_alloc(arena, size);
+        char             *name;
+        if (use->state == NULL)
+            continue;
+        name = (char *)fo__arena_alloc(arena, size);
         if (name == NULL)
-            return 0;
+            return -1;
         snprintf(name, size, "detector.score.%s", use->kind.name);
-        if (use->state)
-            fo__detector_array(&array[n++], name, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 0,
-                               use->size, use->state);
+        fo__detector_array(&array[n++], name, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, 0, use->size,
+                           use->state);
     }
     return n;
 }
@@ -12786,8 +12808,9 @@ static fo_result fo__detector_read(fo_flow *flow, const fo_archive *archive, con
         return FO_OK;
     }
     fo__object_free(d);
-    return fo__fail(flow->fo, FO_ERR_FORMAT, "%s: its detector is damaged or of another kind: "
-                    "calibrate again", path);
+    fo__fail(flow->fo, FO_ERR_FORMAT, "%s: its detector is damaged or of another kind: calibrate "
+             "again", path);
+    return flow->fo->failed;
 }
 
 /* ================================================================================================
@@ -13021,8 +13044,12 @@ static fo_result fo__save_contents(fo_flow *flow, const fo_save_desc *desc, fo__
             return flow->fo->failed;
         out->n += n;
     }
-    if (flow->detector)
-        out->n += fo__detector_arrays(flow->detector, arena, arrays + out->n);
+    if (flow->detector) {
+        n = fo__detector_arrays(flow->detector, arena, arrays + out->n);
+        if (n < 0)
+            return flow->fo->failed;
+        out->n += n;
+    }
     out->n_notes = fo__add_notes(flow, arena, weights_only, notes);
     out->arrays  = arrays;
     out->notes   = notes;

@@ -101,6 +101,40 @@ static inline void *heap_realloc(void *user, void *ptr, size_t old_size, size_t 
     return at + 2;
 }
 
+/* The call fails, and its message has these words. */
+#define REFUSED(call, say)                                                                         \
+    do {                                                                                           \
+        CHECK((call) != FO_OK);                                                                    \
+        CHECK(strstr(fo_error(fo), say) != NULL);                                                  \
+        fo_clear_error(fo);                                                                        \
+    } while (0)
+
+/* Weights that are neither zero nor equal, so that a layer does something. */
+static inline fo_flow *random_flow(fo_context *fo, const char *text, double size) {
+    fo_flow *flow = fo_flow_parse(fo, text);
+    int64_t  n, i;
+    fo_real *w = weights_of(flow, &n);
+    for (i = 0; w && i < n; i++) {
+        fo_real r;
+        fo_random_normal(99, 1, (uint64_t)i, 1, &r);
+        w[i] = (fo_real)(0.7 * (double)w[i] + size * (double)r);
+    }
+    return flow;
+}
+
+/* Samples of what a flow takes: bytes in front of dequantize, numbers in (0,1) elsewhere. */
+typedef struct samples { unsigned char pixel[40 * 24]; fo_real number[40 * 24]; } samples;
+
+static inline fo_data *make_data(fo_context *fo, const fo_flow *flow, samples *s, int count) {
+    int64_t i, n = count * fo_shape_count(fo_flow_shape(flow));
+    fo_random_uniform(17, 3, 0, n, s->number); /* in (0,1), as a bare logit needs */
+    for (i = 0; i < n; i++)
+        s->pixel[i] = (unsigned char)(256 * s->number[i]);
+    return strcmp(fo_flow_layer_text(flow, 0), "dequantize") == 0
+               ? fo_data_view(fo, s->pixel, FO_U8, count, fo_flow_shape(flow))
+               : fo_data_view(fo, s->number, REAL_TYPE, count, fo_flow_shape(flow));
+}
+
 /* One stage of a life on such an allocator: the first error stays in `worst`. `forgiving`: errors
    are cleared after every call, so that later calls get to work on what the failed ones left. */
 #define STAGE(call)                                                                                \

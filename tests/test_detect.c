@@ -373,6 +373,65 @@ static void test_select_and_stream(void) {
     fo_close(fo);
 }
 
+/* A message names the sample by its number in the data; what a workspace had for scores goes with
+   it; a failed recalibration leaves the detector valid. */
+static void test_left_behind(void) {
+    const char *const names[] = {"ratio", "gradient"}, *const nan[] = {"nan"};
+    fo_context       *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow          *flow = identity(fo);
+    fo_real          *a;
+    fo_data          *data = normal_data(fo, 1, 40, 0, &a);
+    fo_data          *wrong = fo_data_view(fo, a, REAL_TYPE, 10, shape_of(2, 1, 1));
+    fo_score_kind     kind;
+    fo_detector_desc  desc;
+    fo_workspace     *ws = fo_workspace_create(fo, flow, 8);
+    double            x[40];
+    size_t            now = 0;
+    int               k;
+    memset(&kind, 0, sizeof kind);
+    kind.name = "nan", kind.features = nan_features;
+    CHECK(fo_register_score(fo, &kind) == FO_OK);
+    REFUSED(fo_scores(ws, data, 7, 3, nan, 1, 0, x), "score nan of sample 7 is not a number");
+    memset(&desc, 0, sizeof desc);
+    desc.scores = names, desc.n_scores = 2, desc.background = identity(fo);
+    for (k = 0; k < 3; k++) {
+        CHECK(fo_calibrate(flow, data, &desc) == FO_OK);
+        CHECK(k == 0 || fo_memory(fo).now == now);
+        now = fo_memory(fo).now;
+    }
+    CHECK(fo_recalibrate(flow, wrong, 10) == FO_ERR_SHAPE && !fo_flow_detector(flow).stale);
+    free(a);
+    fo_close(fo);
+}
+
+static fo_result life(heap *h, const char *path, int forgiving) {
+    static const char *const verdict[] = {"likelihood", "layers"};
+    static const char *const also[]    = {"pca", "latent"};
+    static fo_real   rows[30 * DIM];
+    fo_desc          desc;
+    fo_context      *fo;
+    fo_flow         *flow, *back;
+    fo_data         *data;
+    fo_detector_desc d;
+    double           p[30];
+    fo_result        worst = FO_OK;
+    memset(&desc, 0, sizeof desc), memset(&d, 0, sizeof d);
+    desc.realloc_fn = heap_realloc, desc.user = h;
+    fo = fo_open(&desc);
+    if (fo == NULL)
+        return FO_ERR_MEMORY;
+    fo_random_normal(1, 1, 0, 30 * DIM, rows);
+    d.scores = verdict, d.n_scores = 2, d.also = also, d.n_also = 2;
+    STAGE(flow = identity(fo));
+    STAGE(data = fo_data_view(fo, rows, REAL_TYPE, 30, shape_of(DIM, 1, 1)));
+    STAGE(fo_calibrate(flow, data, &d));
+    STAGE(fo_save(flow, path));
+    STAGE(back = fo_load_flow(fo, path));
+    STAGE(fo_detect(fo_workspace_create(fo, back, 4), data, 0, 30, p, NULL, NULL));
+    fo_close(fo);
+    return worst;
+}
+
 int main(void) {
     test_estimates();
     test_p_values();
@@ -380,5 +439,7 @@ int main(void) {
     test_detector_life();
     test_background_and_gradient();
     test_select_and_stream();
+    test_left_behind();
+    test_every_allocation(life, FILE_NAME("detector_memory"));
     return test_end();
 }

@@ -3,38 +3,6 @@
 #include "flowood.h"
 #include "test.h"
 
-#define REFUSED(call, say)                                                                         \
-    do {                                                                                           \
-        CHECK((call) != FO_OK);                                                                    \
-        CHECK(strstr(fo_error(fo), say) != NULL);                                                  \
-        fo_clear_error(fo);                                                                        \
-    } while (0)
-
-/* Weights that are neither zero nor equal, so that a layer does something. */
-static fo_flow *random_flow(fo_context *fo, const char *text, double size) {
-    fo_flow *flow = fo_flow_parse(fo, text);
-    int64_t  n, i;
-    fo_real *w = weights_of(flow, &n);
-    for (i = 0; w && i < n; i++) {
-        fo_real r;
-        fo_random_normal(99, 1, (uint64_t)i, 1, &r);
-        w[i] = (fo_real)(0.7 * (double)w[i] + size * (double)r);
-    }
-    return flow;
-}
-
-typedef struct samples { unsigned char pixel[40 * 24]; fo_real number[40 * 24]; } samples;
-
-static fo_data *make_data(fo_context *fo, const fo_flow *flow, samples *s, int count) {
-    int64_t i, n = count * fo_shape_count(fo_flow_shape(flow));
-    fo_random_uniform(17, 3, 0, n, s->number); /* in (0,1), as a bare logit needs */
-    for (i = 0; i < n; i++)
-        s->pixel[i] = (unsigned char)(256 * s->number[i]);
-    return strcmp(fo_flow_layer_text(flow, 0), "dequantize") == 0
-               ? fo_data_view(fo, s->pixel, FO_U8, count, fo_flow_shape(flow))
-               : fo_data_view(fo, s->number, REAL_TYPE, count, fo_flow_shape(flow));
-}
-
 /* ---- errors are local ------------------------------------------------------------------------ */
 
 static int calls_failed; /* told by error_fn */
