@@ -213,46 +213,46 @@ static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options
 /* The scores of a set, one block a name, and the mean bpd. */
 typedef struct scored {
     int64_t n;
-    double *score[CLI_MANY];
+    double *block, *score[CLI_MANY]; /* of one block */
     double  bpd;
 } scored;
 
-static double *score_one(fo_context *fo, fo_workspace *ws, const fo_data *data, const char *name) {
+/* Scores of all samples from one encode of each: a block of n numbers for each name. */
+static double *score_all(fo_context *fo, fo_workspace *ws, const fo_data *data,
+                         const char *const *names, int n_names) {
     int64_t n = fo_data_count(data);
-    double *score = (double *)calloc((size_t)n + 1, sizeof *score);
+    double *score = (double *)calloc((size_t)n * (size_t)n_names + 1, sizeof *score);
     if (score == NULL)
-        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n);
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n * n_names);
     else
-        fo_score(ws, data, 0, n, name, score);
+        fo_scores(ws, data, 0, n, names, n_names, 0, score);
     return score;
 }
 
+/* The scores asked for and, for bpd, the likelihood, which is one of them or comes last. */
 static void score_set(fo_context *fo, fo_workspace *ws, const fo_flow *flow, const fo_data *data,
                       const cli_option *names, scored *out) {
-    double *likelihood = NULL;
-    int64_t i;
-    int     s;
+    const char *all[CLI_MANY + 1];
+    int64_t     i;
+    int         s, likelihood = names->given, n = names->given;
     memset(out, 0, sizeof *out);
     out->n = fo_data_count(data);
-    for (s = 0; s < names->given && !fo_failed(fo); s++) {
-        out->score[s] = score_one(fo, ws, data, names->list[s]);
-        if (strcmp(names->list[s], "likelihood") == 0)
-            likelihood = out->score[s];
+    for (s = 0; s < names->given; s++) {
+        all[s] = names->list[s];
+        if (strcmp(all[s], "likelihood") == 0)
+            likelihood = s;
     }
-    s = likelihood == NULL;
-    if (s && !fo_failed(fo))
-        likelihood = score_one(fo, ws, data, "likelihood");
+    if (likelihood == n)
+        all[n++] = "likelihood";
+    out->block = score_all(fo, ws, data, all, n);
+    for (s = 0; s < names->given && out->block; s++)
+        out->score[s] = out->block + s * out->n;
     for (i = 0; i < out->n && !fo_failed(fo); i++)
-        out->bpd += fo_bpd(-likelihood[i], fo_flow_shape(flow)) / (double)out->n;
-    if (s)
-        free(likelihood);
+        out->bpd += fo_bpd(-out->block[likelihood * out->n + i], fo_flow_shape(flow)) /
+                    (double)out->n;
 }
 
-static void scored_free(scored *set) {
-    int s;
-    for (s = 0; s < CLI_MANY; s++)
-        free(set->score[s]);
-}
+static void scored_free(scored *set) { free(set->block); }
 
 /* ---- train ----------------------------------------------------------------------------------- */
 
@@ -704,7 +704,7 @@ static int score(void *options_read) {
     fo_flow      *flow;
     fo_workspace *ws;
     fo_data      *data;
-    double       *table = NULL;
+    double       *table = NULL, *columns = NULL;
     int64_t       i, n;
     int           s, status = CLI_OK;
     default_score(o);
@@ -720,14 +720,14 @@ static int score(void *options_read) {
         table = (double *)calloc((size_t)n * (size_t)o->score.given, sizeof *table);
     if (ws && table == NULL)
         fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n);
-    for (s = 0; s < o->score.given && !fo_failed(fo); s++) {
-        double *column = score_one(fo, ws, data, o->score.list[s]);
-        for (i = 0; i < n && !fo_failed(fo); i++)
-            table[i * o->score.given + s] = column[i];
-        free(column);
-    }
+    if (!fo_failed(fo))
+        columns = score_all(fo, ws, data, o->score.list, o->score.given);
+    for (s = 0; s < o->score.given && !fo_failed(fo); s++)
+        for (i = 0; i < n; i++)
+            table[i * o->score.given + s] = columns[s * n + i];
     if (!fo_failed(fo))
         status = write_scores(fo, o, table, n);
+    free(columns);
     free(table);
     return close_context(fo, status);
 }
