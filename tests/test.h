@@ -125,7 +125,7 @@ static inline fo_flow *random_flow(fo_context *fo, const char *text, double size
 /* Samples of what a flow takes: bytes in front of dequantize, numbers in (0,1) elsewhere. */
 typedef struct samples { unsigned char pixel[40 * 24]; fo_real number[40 * 24]; } samples;
 
-static inline fo_data *make_data(fo_context *fo, const fo_flow *flow, samples *s, int count) {
+static inline fo_data *flow_data(fo_context *fo, const fo_flow *flow, samples *s, int count) {
     int64_t i, n = count * fo_shape_count(fo_flow_shape(flow));
     fo_random_uniform(17, 3, 0, n, s->number); /* in (0,1), as a bare logit needs */
     for (i = 0; i < n; i++)

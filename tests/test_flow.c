@@ -442,7 +442,7 @@ static void test_check(void) {
         fo_check_desc   desc;
         fo_register_net(fo, &branches);
         flow = random_flow(fo, flows[i], 0.2);
-        data = make_data(fo, flow, &s, 20);
+        data = flow_data(fo, flow, &s, 20);
         memset(&desc, 0, sizeof desc);
         desc.seconds = 1e9; /* all of it, however slow this machine is */
         CHECK(flow && data && fo_check(flow, data, &desc, &r) == FO_OK);
@@ -551,12 +551,12 @@ static void test_check_finds(void) {
     CHECK(fo_add_standardize(flow) == FO_OK);
     CHECK(fo_add_coupling(flow, fo_mask_halves(0), fo_net_named("lie")) == FO_OK);
     CHECK(strstr(fo_flow_text(flow), "net=lie hidden=512") != NULL);
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK);
+    CHECK(fo_check(flow, flow_data(fo, flow, &s, 20), NULL, &r) == FO_OK);
     CHECK(r.gradient > 0.1 && r.round_trip < 1e-3 && r.jacobian < 2e-2);
     flow = random_flow(fo, "input 6\n2* coupling mask=map:2c3x1p hidden=4", 0.3);
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 3);
+    CHECK(fo_check(flow, flow_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 3);
     flow = fo_flow_parse(fo, "input 6\nstandardize\n");
-    CHECK(fo_check(flow, make_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 6);
+    CHECK(fo_check(flow, flow_data(fo, flow, &s, 20), NULL, &r) == FO_OK && r.untouched == 6);
     fo_close(fo);
 }
 
@@ -565,7 +565,7 @@ static void test_round_trip(void) {
     static samples s;
     fo_context   *fo   = fo_open(NULL);
     fo_flow      *flow = random_flow(fo, flows[0], 0.15);
-    fo_data      *data = make_data(fo, flow, &s, 40);
+    fo_data      *data = flow_data(fo, flow, &s, 40);
     fo_workspace *ws   = fo_workspace_create(fo, flow, 7);
     static fo_real z[40 * 24], x[40 * 24];
     double        terms[40 * 12], logdet[40], worst = 0;
@@ -668,7 +668,7 @@ static void test_batches(void) {
             int           threads = w < 0 ? 1 : ways[w].threads, first = w < 0 ? 0 : ways[w].first;
             fo_context   *fo   = open_with(4, FO_SIMD_AUTO, threads);
             fo_flow      *flow = random_flow(fo, flows[f], 0.2);
-            fo_data      *data = make_data(fo, flow, &s, 40);
+            fo_data      *data = flow_data(fo, flow, &s, 40);
             fo_workspace *ws   = fo_workspace_create(fo, flow, w < 0 ? 13 : ways[w].batch);
             int64_t       d = fo_shape_count(fo_flow_shape(flow)), count = 40 - first;
             uint64_t      before = fo_memory(fo).allocations;
@@ -691,7 +691,7 @@ static void test_scores(void) {
     static samples s;
     fo_context   *fo   = open_with(4, FO_SIMD_AUTO, 1);
     fo_flow      *flow = random_flow(fo, flows[2], 0.2);
-    fo_data      *data = make_data(fo, flow, &s, 10);
+    fo_data      *data = flow_data(fo, flow, &s, 10);
     fo_workspace *ws   = fo_workspace_create(fo, flow, 4);
     double        lp[10], score[10], latent[10], terms[10 * 16];
     fo_real       sample[4 * 24];
@@ -717,7 +717,7 @@ static void test_two_contexts(void) {
     static samples s;
     fo_context    *fo   = open_with(4, FO_SIMD_AUTO, 1), *own[4];
     fo_flow       *flow = random_flow(fo, flows[0], 0.2);
-    fo_data       *data = make_data(fo, flow, &s, 40);
+    fo_data       *data = flow_data(fo, flow, &s, 40);
     fo_workspace  *ws   = fo_workspace_create(fo, flow, 8), *each[4];
     double         lp[40], other[4][40];
     uint64_t       before;
@@ -782,7 +782,7 @@ static void test_nan(void) {
     static samples s;
     fo_context   *fo   = fo_open(NULL);
     fo_flow      *flow = random_flow(fo, flows[2], 0.2);
-    fo_data      *data = make_data(fo, flow, &s, 10), *far_off;
+    fo_data      *data = flow_data(fo, flow, &s, 10), *far_off;
     fo_workspace *ws   = fo_workspace_create(fo, flow, 4);
     double        lp[10];
     fo_real       number[2 * 7], keep, *w = weights_of(flow, NULL), z[24];
@@ -831,7 +831,7 @@ static void test_map_mask(void) {
     parsed = fo_flow_parse(fo, fo_flow_text(flow));
     CHECK(named && parsed && strcmp(fo_flow_text(parsed), fo_flow_text(flow)) == 0);
     each[0] = flow, each[1] = named, each[2] = parsed;
-    data = make_data(fo, named, &s, 5);
+    data = flow_data(fo, named, &s, 5);
     for (i = 0; i < 3; i++) {
         int64_t n = 0, j;
         fo_real *w = weights_of(each[i], &n);

@@ -29,7 +29,7 @@ static void test_local_errors(void) {
     fo_flow      *broken = fo_flow_create(fo, shape_of(1, 4, 4));
     fo_workspace *ws     = fo_workspace_create(fo, flow, 4);
     samples       s;
-    fo_data      *data   = make_data(fo, flow, &s, 6);
+    fo_data      *data   = flow_data(fo, flow, &s, 6);
     fo_tape      *tape   = fo_tape_create(fo);
     fo_tensor    *x;
     double        before[6], after[6];
@@ -139,7 +139,7 @@ static void test_callbacks_that_fail(void) {
     fo_flow      *flow = random_flow(fo, "input 1x4x4\ndequantize\n"
                                          "2* coupling mask=cycle:% hidden=8\n", 0.1);
     samples       s;
-    fo_data      *data = make_data(fo, flow, &s, 8);
+    fo_data      *data = flow_data(fo, flow, &s, 8);
     fo_tape      *tape = fo_tape_create(fo);
     fo_tensor    *x, *out;
     fo_train_desc desc;
@@ -196,7 +196,7 @@ static void test_noise(void) {
     fo_save_desc  small;
     fo_real       z[COUNT(draws)][16], u[16];
     samples       s, turned;
-    fo_data      *data = make_data(fo, flow, &s, 40), *same;
+    fo_data      *data = flow_data(fo, flow, &s, 40), *same;
     double        lp[40], other[40];
     int           i, j;
     CHECK(fo_log_prob(ws, data, 0, 40, 0, lp) == FO_OK);
@@ -239,7 +239,7 @@ static void test_mean_of_draws(void) {
     fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
     fo_workspace *whole = fo_workspace_create(fo, flow, 8);
     samples       s;
-    fo_data      *data = make_data(fo, flow, &s, 8);
+    fo_data      *data = flow_data(fo, flow, &s, 8);
     double        each[5][8], mean[8], again[8];
     int           i, k;
     for (k = 0; k < 5; k++)
@@ -267,7 +267,7 @@ static void test_rows(void) {
     fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
     fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
     samples       s;
-    fo_data      *data = make_data(fo, flow, &s, 8);
+    fo_data      *data = flow_data(fo, flow, &s, 8);
     unsigned char odd[8 * 16 * 8 + 1];
     float         narrow[8 * 16];
     double        wide[8 * 16], want[8], got[8], two[2][8], lp[8];
@@ -333,7 +333,7 @@ static void test_several_scores(void) {
     fo_flow      *flow = random_flow(fo, IMAGE_FLOW, 0.3);
     fo_workspace *ws   = fo_workspace_create(fo, flow, 3);
     samples       s;
-    fo_data      *data = make_data(fo, flow, &s, 8);
+    fo_data      *data = flow_data(fo, flow, &s, 8);
     double        all[5][6], one[6], terms[6][1 + 6];
     uint64_t      held;
     int           i, k, calls = 0, ok;
