@@ -1,4 +1,4 @@
-# flowood: make, make run, make test, make bench, make bench-peer, make data (see README.md)
+# flowood: make, make run, make study, make test, make bench, make bench-peer, make data, make clean
 CC       ?= cc
 CXX      ?= c++
 CFLAGS   ?= -O2
@@ -34,6 +34,10 @@ run: all
 	sh examples/data.sh || true
 	sh examples/run.sh
 
+study: all
+	sh examples/data.sh || true
+	sh examples/study.sh
+
 test: all
 	sh tests/run.sh
 
@@ -51,4 +55,4 @@ bench-peer: $(B)/bench $(B)/peer/bin/python
 clean:
 	rm -rf $(B)
 
-.PHONY: all data run test bench bench-peer clean
+.PHONY: all data run study test bench bench-peer clean
