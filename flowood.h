@@ -1128,7 +1128,7 @@ FO_API fo_detector_info fo_flow_detector(const fo_flow *flow);
 FO_API const char *fo_detector_score(const fo_flow *flow, int i);
 FO_API void        fo_drop_detector(fo_flow *flow);
 
-/* p-values of samples; statistic[count] and score[n_scores][count], or NULL. */
+/* p-values of samples, p[count], statistic[count] and score[n_scores][count]: each may be NULL. */
 FO_API fo_result fo_detect(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                            double *p, double *statistic, double *score);
 /* Samples from memory, of the flow's shape. The first call makes room, later ones allocate
@@ -1474,6 +1474,8 @@ fo_result fo_fail(fo_context *fo, fo_result code, const char *format, ...) {
     va_list args;
     fo__begin(fo);
     va_start(args, format);
+    if (format == NULL)
+        format = "an error without a message";
     code = fo__vfail(fo, code, format, args);
     va_end(args);
     return code;
@@ -1668,6 +1670,8 @@ void fo_random_bits(uint64_t seed, uint64_t stream, uint64_t index, uint32_t out
     uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     int      round;
+    if (out == NULL)
+        return;
     for (round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
         c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
@@ -1686,7 +1690,7 @@ static double fo__unit(uint32_t bits) { return ((double)(bits >> 9) + 0.5) / 838
 void fo_random_uniform(uint64_t seed, uint64_t stream, uint64_t first, int64_t n, fo_real *out) {
     uint32_t four[4];
     int64_t  i;
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < (out ? n : 0); i++) {
         uint64_t at = first + (uint64_t)i;
         if (i == 0 || at % 4 == 0)
             fo_random_bits(seed, stream, at / 4, four);
@@ -1699,7 +1703,7 @@ void fo_random_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n,
     const double two_pi = 6.283185307179586;
     uint32_t     four[4];
     int64_t      i;
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < (out ? n : 0); i++) {
         uint64_t at = first + (uint64_t)i;
         double   radius, angle;
         if (i == 0 || at % 4 == 0)
@@ -3534,8 +3538,12 @@ fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *c
     int64_t        seen[MOST] = {0}, i, count = 0;
     size_t         bytes;
     int            k;
-    if (data == NULL || labels == NULL || !fo__begin(data->fo))
+    if (!FO__BEGIN(data))
         return NULL;
+    if (labels == NULL) {
+        fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: there are no labels");
+        return NULL;
+    }
     if (labels->count != data->count || fo_shape_count(labels->shape) != 1 || classes == NULL ||
         n < 1 || n > MOST) {
         fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: %lld samples, %lld labels of %lld "
@@ -5202,12 +5210,12 @@ fo_tensor *fo_apply(fo_tape *tape, const fo_op *op, fo_tensor *const *in, int n_
     fo_tensor *t;
     void      *copy;
     int        i;
-    if (!FO__BEGIN(tape) || (n_in > 0 && in == NULL))
+    if (!FO__BEGIN(tape))
         return NULL;
-    for (i = 0; i < n_in; i++)
+    for (i = 0; in && i < n_in; i++)
         if (in[i] == NULL)
             return NULL;
-    if (op == NULL || op->shape == NULL || n_in < 0 || (args_size && !args)) {
+    if (op == NULL || op->shape == NULL || n_in < 0 || (n_in && !in) || (args_size && !args)) {
         tape->failed = 1;
         fo__fail(tape->fo, FO_ERR_ARGUMENT, "fo_apply: an op with a shape function, inputs (%d "
                  "here) and args of the size announced are needed", n_in);
@@ -5850,6 +5858,9 @@ static int64_t fo__row(const fo_tensor *t) { return t->count / t->dim[0]; }
 
 static fo_result fo__sum_shape(fo_tensor *out) {
     int keep = *(const int *)out->args;
+    if (keep != 0 && keep != 1)
+        return fo__fail(out->tape->fo, FO_ERR_ARGUMENT, "fo_sum and fo_mean keep 0 or 1 dimension, "
+                        "not %d", keep);
     return fo__two_dims(out, keep ? out->in[0]->dim[0] : 1, 0);
 }
 
@@ -8097,7 +8108,10 @@ static fo_layer_kind fo__logit_kind(void) {
 typedef struct fo__standardize { int64_t mean, rest, std; } fo__standardize;
 
 double fo_pass_input(const fo_pass *p, int64_t r, int64_t i) {
-    const fo_data *data = p->negative && r >= p->positive ? p->negative : p->data;
+    const fo_data *data;
+    if (p == NULL)
+        return 0;
+    data = p->negative && r >= p->positive ? p->negative : p->data;
     return data ? fo__value(data->type, data->rows, (size_t)(p->sample[r] * p->size + i))
                 : (double)p->x[r * p->size + i];
 }
@@ -9143,17 +9157,19 @@ fo_param_info fo_param_at(const fo_flow *flow, int i) {
 static int64_t fo__layer_block(fo_layer *layer, fo__params *params, const char *name, int rank,
                                const int64_t *dim, fo_init init) {
     fo__param *p;
-    char       full[96];
+    int64_t    count = 1;
+    char       full[96], text[96];
     int        i;
     if (layer->flow->ready || name == NULL || dim == NULL || rank < 1 || rank > FO_MAX_RANK) {
         fo__fail(layer->fo, FO_ERR_ARGUMENT, "layer %d (%s): parameters of 1 to %d dimensions can "
                  "be asked for in the hook `shape`", layer->index, layer->kind->name, FO_MAX_RANK);
         return -1;
     }
-    for (i = 0; i < rank; i++)
-        if (dim[i] < 1 || dim[i] > ((int64_t)1 << 40)) {
-            fo__fail(layer->fo, FO_ERR_SHAPE, "layer %d (%s): parameter %s of %lld elements",
-                     layer->index, layer->kind->name, name, (long long)dim[i]);
+    for (i = 0; i < rank; count *= dim[i++])
+        if (dim[i] < 1 || dim[i] > ((int64_t)1 << 40) / count) {
+            fo__fail(layer->fo, FO_ERR_SHAPE, "layer %d (%s): parameter %.60s is %s: every "
+                     "dimension must be at least 1 and the whole at most 2^40", layer->index,
+                     layer->kind->name, name, fo__dims(text, rank, dim));
             return -1;
         }
     snprintf(full, sizeof full, "%d.%.60s", layer->index, name);
@@ -9163,12 +9179,12 @@ static int64_t fo__layer_block(fo_layer *layer, fo__params *params, const char *
 
 int64_t fo_layer_param(fo_layer *layer, const char *name, int rank, const int64_t *dim,
                        fo_init init) {
-    return fo__layer_block(layer, &layer->flow->params, name, rank, dim, init);
+    return layer ? fo__layer_block(layer, &layer->flow->params, name, rank, dim, init) : -1;
 }
 
 int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64_t *dim,
                         fo_init init) {
-    return fo__layer_block(layer, &layer->flow->buffers, name, rank, dim, init);
+    return layer ? fo__layer_block(layer, &layer->flow->buffers, name, rank, dim, init) : -1;
 }
 
 int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, double absent) {
@@ -9183,7 +9199,7 @@ int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, doub
 }
 
 void *fo_layer_alloc(fo_layer *layer, size_t size) {
-    return fo__arena_alloc(&layer->flow->arena, size);
+    return layer ? fo__arena_alloc(&layer->flow->arena, size) : NULL;
 }
 
 /* Records a layer's st-network for a batch of rows. */
@@ -10526,6 +10542,9 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
     size_t        size;
     if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
+    if (count < 1)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_recalibrate on %lld samples: at least 1 is "
+                        "needed", (long long)count);
     ws   = fo__workspace_make(flow->fo, flow, 256, 0, 0);
     old  = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
     size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
@@ -11221,6 +11240,9 @@ static fo_result fo__train_check(fo_trainer *tr, const fo_train_desc *asked) {
         return fo__fail(fo, FO_ERR_ARGUMENT, "the flow has no coupling: there is nothing to learn");
     if (flow->training)
         return fo__fail(fo, FO_ERR_ARGUMENT, "the flow is being trained already");
+    if (!(d->seconds >= 0 && d->epochs >= 0) || d->steps < 0)
+        return fo__fail(fo, FO_ERR_ARGUMENT, "seconds=%g epochs=%g steps=%lld: training cannot end "
+                        "before it began", d->seconds, d->epochs, (long long)d->steps);
     if (tr->count < 1 || tr->count > INT_MAX)
         return fo__fail(fo, FO_ERR_ARGUMENT, "%lld samples: 1 to 2^31 - 1 are possible",
                         (long long)tr->count);
@@ -11518,10 +11540,13 @@ double fo_flow_held_out_bpd(const fo_flow *flow) {
 }
 
 int fo_progress_bar(void *user, const fo_progress *p) {
-    int    live = fo__isatty(stderr), left = (int)(p->left + 0.5);
+    int    live = fo__isatty(stderr), left;
     double tick = live ? 0.1 : 10; /* seconds between lines */
     char   text[4][48] = {"", "", "", ""};
     (void)user;
+    if (p == NULL)
+        return 0;
+    left = (int)(p->left + 0.5);
     if (!p->last && floor(p->elapsed / tick) <= floor((p->elapsed - p->since) / tick))
         return 0;
     if (p->bpd == p->bpd)
