@@ -61,7 +61,7 @@ if command -v nm >/dev/null; then
 fi
 
 # the text
-long=$(awk 'length($0) > 100' flowood.h examples/*.c examples/*.h examples/*.cpp bench/*.c | wc -l)
+long=$(awk 'length($0) > 100' flowood.h examples/*.[ch] examples/*.cpp bench/*.c | wc -l)
 is "lines longer than 100 columns" "$long" -eq 0
 open=$(grep -nE 'TODO|FIXME|XXX|HACK' flowood.h examples/* bench/* Makefile | wc -l)
 is "left open" "$open" -eq 0
@@ -87,7 +87,7 @@ else bad "the README's program: $(head -n 1 "$dir/log")"; fi
 
 # every public function is called by some test or example
 for name in $(grep -oE '\bfo_[a-z0-9_]+\(' "$dir/../dev/null" 2>/dev/null; grep -E '^FO_API' flowood.h | grep -oE '\bfo_[a-z0-9_]+\(' | tr -d '('); do
-    if cat tests/*.c examples/*.c examples/*.cpp bench/*.c | grep -q "\b$name("; then ok
+    if cat tests/*.c examples/*.[ch] examples/*.cpp bench/*.c | grep -q "\b$name("; then ok
     else bad "no test or example calls $name"; fi
 done
 echo "$passed passed, $failed failed"

@@ -1,0 +1,252 @@
+/* What the commands of the tool share: the table of all options, and opening, loading, scoring. */
+#ifndef TOOL_H
+#define TOOL_H
+#include "cli.h"
+#include "flowood.h"
+
+enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
+#define MANY 1e12 /* more than any count here */
+
+/* ---- the command line ------------------------------------------------------------------------ */
+
+/* field, name, kind, commands (! needs it), value, times, low, high, about */
+#define OPTIONS(X)                                                                                 \
+    X(data, "--data", INPUT, "train! score! encode! calibrate! detect! check", "FILE", 1, 0, 0,    \
+      "samples; of calibrate, some that the model was never trained on")                           \
+    X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
+      "a ready flow; default mlp-cycle, for vectors tabular")                                      \
+    X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own, as text")              \
+    X(resume, "--resume", INPUT, "train", "MODEL", 1, 0, 0,                                        \
+      "train this model further; may be --out as well")                                            \
+    X(out, "--out", OUTPUT, "train! score encode! detect sample! export!", "FILE", 1, 0, 0,        \
+      "where the result goes: a model; scores as .csv or .npy (default: printed); verdicts as"     \
+      " .csv, .jsonl or .npy (p-values alone); latents as .npy; samples as .png or .npy, all held" \
+      " in memory")                                                                                \
+    X(alpha, "--alpha", NUMBER, "detect!", "A", 1, 1e-9, 0.999999,                                 \
+      "the rate of false alarms to keep below")                                                    \
+    X(confidence, "--confidence", NUMBER, "detect", "C", 1, 0, 0.999999,                           \
+      "how sure that must be for this very calibration; default: on average over calibrations")    \
+    X(bh, "--bh", FLAG, "detect", "", 1, 0, 0,                                                     \
+      "alarms of which a share of at most A is false (Benjamini and Hochberg)")                    \
+    X(seconds, "--seconds", NUMBER, "train", "S", 1, 0, 1e9, "stop after S seconds of this run")   \
+    X(epochs, "--epochs", NUMBER, "train", "N", 1, 0, 1e9,                                         \
+      "passes over the data since training began, resumed or not; default 1 if neither seconds"    \
+      " nor steps are given")                                                                      \
+    X(steps, "--steps", WHOLE, "train", "N", 1, 0, MANY, "steps since training began")             \
+    X(batch, "--batch", WHOLE, "train", "N", 1, 1, BATCH_MAX, "samples a step")                    \
+    X(lr, "--lr", NUMBER, "train", "X", 1, 1e-12, 10, "learning rate")                             \
+    X(schedule, "--schedule", CHOICE, "train", "constant|cosine", 1, 0, 0,                         \
+      "of the learning rate; cosine needs --steps or --epochs")                                    \
+    X(ema, "--ema", NUMBER, "train", "DECAY", 1, 0, 0.999999999,                                   \
+      "moving average of the weights, which scoring then uses; 0: none")                           \
+    X(clip, "--clip", NUMBER, "train", "NORM", 1, 0, 1e15,                                         \
+      "largest norm of a step's gradient; 0: any")                                                 \
+    X(decay, "--weight-decay", NUMBER, "train", "X", 1, 0, 1e6, "0: none")                         \
+    X(on_nan, "--on-nan", CHOICE, "train", "stop|skip", 1, 0, 0, "what a bad step does")           \
+    X(negative, "--negative", INPUT, "train", "FILE", 1, 0, 0,                                     \
+      "samples whose likelihood is lowered while training")                                        \
+    X(holdout, "--holdout", WHOLE, "train", "N", 1, 0, MANY,                                       \
+      "keep the last N samples of --data out of training, to measure by them: the model that is"   \
+      " saved is the best on them; default a tenth of the data, at most 5000; 0: none; --resume"   \
+      " needs the same")                                                                           \
+    X(patience, "--patience", WHOLE, "train", "N", 1, 0, 1e9,                                      \
+      "stop after N measurements without a better one; default 0: do not")                         \
+    X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \
+      "save the best so far while training; default 5, fractions are fine; 0: at the end only")    \
+    X(log, "--log", OUTPUT, "train", "FILE.csv", 1, 0, 0,                                          \
+      "a table of the run: step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc; --resume"       \
+      " appends to it")                                                                            \
+    X(eval_in, "--eval-in", INPUT, "train", "FILE", 1, 0, 0,                                       \
+      "test samples, scored with --eval-ood after every epoch")                                    \
+    X(eval_ood, "--eval-ood", INPUT, "train", "FILE", 1, 0, 0, "samples that do not belong")       \
+    X(memory, "--memory", WHOLE, "train", "MB", 1, 0, MB_MAX,                                      \
+      "train in less memory, slower, to the same bits")                                            \
+    X(model, "--model", INPUT,                                                                     \
+      "eval! score! encode! calibrate! detect! sample! export! check! info!", "MODEL", 1, 0, 0,    \
+      "a trained flow; the option's name may be left out")                                         \
+    X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
+    X(ood, "--ood", INPUT, "eval!", "FILE", CLI_MANY, 0, 0, "samples that are not")                \
+    X(score, "--score", TEXT, "eval score calibrate", "SCORE", CLI_MANY, 0, 0,                     \
+      "default likelihood; of calibrate, what the verdict is made of: complexity for pixels")      \
+    X(json, "--json", FLAG, "eval", "", 1, 0, 0, "one JSON object a line")                         \
+    X(norm, "--norm", CHOICE, "eval score encode", "running|batch", 1, 0, 0,                       \
+      "statistics of batch norm: those of training, or of each batch")                             \
+    X(recalibrate, "--recalibrate", INPUT, "eval score encode", "FILE", 1, 0, 0,                   \
+      "measure them on this, at most 10000 samples, under the final weights")                      \
+    X(f16, "--f16", FLAG, "export", "", 1, 0, 0,                                                   \
+      "weights of 16 bits: half the size again, log p moves by about 0.001 bits per dimension")    \
+    X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
+    X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
+      "standard deviation of the latents; default 1")                                              \
+    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect", "N", 1, 0, MANY,        \
+      "only the first N samples of each file; of --eval-in and --eval-ood, default 2000")          \
+    X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
+    X(threads, "--threads", WHOLE, "train eval score encode calibrate detect sample check", "N",   \
+      1, 0, 1024,                                                                                  \
+      "default: every core")
+
+typedef struct options {
+#define FIELD(field, name, kind, commands, value, times, low, high, about) cli_option field;
+    OPTIONS(FIELD)
+#undef FIELD
+} options;
+
+static const cli_row rows[] = {
+#define ROW(field, name, kind, commands, value, times, low, high, about)                           \
+    {name, CLI_##kind, offsetof(options, field), commands, value, times, low, high, about},
+    OPTIONS(ROW)
+#undef ROW
+};
+
+static const char notes[] =
+    "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64),\n"
+    "       plain or gzip\n"
+    "MODEL  a safetensors file that holds the whole flow: train writes it\n"
+    "SPEC   a flow as text, one layer a line: flowood info prints one\n"
+    "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10, as\n"
+    "       in mlp-cycle:2\n"
+    "SCORE  likelihood (-log p) or latent (of the base density alone)\n"
+    "\n"
+    "Higher scores mean more out of distribution. In every metric OOD is the\n"
+    "positive class: fpr95 is the share of in-distribution samples that are taken\n"
+    "for OOD when 95 % of the OOD samples are found; fpr95_in the share of OOD\n"
+    "samples that pass when 95 % of the in-distribution samples pass.\n"
+    "Ctrl-C and SIGTERM stop training and save. An existing --out is replaced only\n"
+    "by a trained model, in one go; a run that is killed leaves the last save.\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
+
+/* ---- what every command does ----------------------------------------------------------------- */
+
+static fo_context *open_context(const options *o) {
+    fo_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.seed    = (uint64_t)o->seed.number;
+    desc.threads = (int)o->threads.number;
+    return fo_open(&desc);
+}
+
+/* The one way out: the library's error, if any, in one line; CLI_USAGE: an option is to blame. */
+static int close_context(fo_context *fo, int status) {
+    if (fo == NULL)
+        return cli_fail("out of memory");
+    if (fo_failed(fo))
+        status = status == CLI_USAGE ? cli_usage("%s", fo_error(fo)) : cli_fail("%s", fo_error(fo));
+    fo_close(fo);
+    return status;
+}
+
+static fo_data *load(fo_context *fo, const char *path, double limit) {
+    fo_data *data = fo_load(fo, path);
+    if (data && limit > 0 && limit < (double)fo_data_count(data))
+        fo_data_limit(data, (int64_t)limit);
+    return data;
+}
+
+/* Samples for this flow, which `model` describes: a shape that does not fit names the file. */
+static fo_data *load_for(fo_context *fo, const fo_flow *flow, const char *model, const char *path,
+                         double limit) {
+    fo_data *data = flow ? load(fo, path, limit) : NULL;
+    fo_shape seen = fo_data_shape(data), want = fo_flow_shape(flow);
+    if (data && (seen.c != want.c || seen.h != want.h || seen.w != want.w)) {
+        fo_fail(fo, FO_ERR_SHAPE, "%s: its samples are %dx%dx%d, those of %s are %dx%dx%d", path,
+                seen.c, seen.h, seen.w, model, want.c, want.h, want.w);
+        fo_data_free(data);
+        return NULL;
+    }
+    return data;
+}
+
+/* The score that is meant where none is named. */
+static void default_score(options *o) {
+    if (o->score.given == 0)
+        o->score.list[o->score.given++] = o->score.text = "likelihood";
+}
+
+/* Names of scores that the library does not know are wrong usage. */
+static int check_scores(options *o) {
+    fo_score_kind kind;
+    int           i, k;
+    for (i = 0; i < o->score.given; i++) {
+        cli_guess guess = {o->score.list[i], NULL, 0};
+        for (k = 0; (kind = fo_score_at(NULL, k)).name && strcmp(kind.name, guess.word) != 0; k++)
+            cli_consider(&guess, kind.name);
+        if (kind.name == NULL)
+            return cli_unknown("score", &guess);
+        for (k = 0; k < i; k++)
+            if (strcmp(o->score.list[k], guess.word) == 0)
+                return cli_usage("--score %s is given twice", guess.word);
+    }
+    return CLI_OK;
+}
+
+static int check_norm(const options *o) {
+    if (o->norm.given && strcmp(o->norm.text, "batch") == 0 && o->recalibrate.given)
+        return cli_usage("--norm batch uses no stored statistics: --recalibrate contradicts it");
+    return CLI_OK;
+}
+
+/* Opens a workspace with the batch-norm statistics asked for; says which in `norm`. */
+static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options *o,
+                                    const char **norm) {
+    fo_workspace *ws;
+    *norm = "running";
+    if (o->recalibrate.given) {
+        fo_data *data = load_for(fo, flow, o->model.text, o->recalibrate.text, 10000);
+        if (data)
+            fo_recalibrate(flow, data, fo_data_count(data));
+        fo_data_free(data);
+        *norm = "recalibrated";
+    }
+    ws = flow && !fo_failed(fo) ? fo_workspace_create(fo, flow, 0) : NULL;
+    if (ws && o->norm.given && strcmp(o->norm.text, "batch") == 0) {
+        fo_workspace_norm(ws, FO_NORM_BATCH);
+        *norm = "batch";
+    }
+    return ws;
+}
+
+/* The scores of a set, one block a name, and the mean bpd. */
+typedef struct scored {
+    int64_t n;
+    double *block, *score[CLI_MANY]; /* of one block */
+    double  bpd;
+} scored;
+
+/* Scores of all samples from one encode of each: a block of n numbers for each name. */
+static double *score_all(fo_context *fo, fo_workspace *ws, const fo_data *data,
+                         const char *const *names, int n_names) {
+    int64_t n = fo_data_count(data);
+    double *score = (double *)calloc((size_t)n * (size_t)n_names + 1, sizeof *score);
+    if (score == NULL)
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld scores", (long long)n * n_names);
+    else
+        fo_scores(ws, data, 0, n, names, n_names, 0, score);
+    return score;
+}
+
+/* The scores asked for and, for bpd, the likelihood, which is one of them or comes last. */
+static void score_set(fo_context *fo, fo_workspace *ws, const fo_flow *flow, const fo_data *data,
+                      const cli_option *names, scored *out) {
+    const char *all[CLI_MANY + 1];
+    int64_t     i;
+    int         s, likelihood = names->given, n = names->given;
+    memset(out, 0, sizeof *out);
+    out->n = fo_data_count(data);
+    for (s = 0; s < names->given; s++) {
+        all[s] = names->list[s];
+        if (strcmp(all[s], "likelihood") == 0)
+            likelihood = s;
+    }
+    if (likelihood == n)
+        all[n++] = "likelihood";
+    out->block = score_all(fo, ws, data, all, n);
+    for (s = 0; s < names->given && out->block; s++)
+        out->score[s] = out->block + s * out->n;
+    for (i = 0; i < out->n && !fo_failed(fo); i++)
+        out->bpd += fo_bpd(-out->block[likelihood * out->n + i], fo_flow_shape(flow)) /
+                    (double)out->n;
+}
+
+static void scored_free(scored *set) { free(set->block); }
+
+#endif /* TOOL_H */
