@@ -7,9 +7,9 @@
 #include "flowood.h"
 #include "cli.h"
 #include "tool.h"
-#include "tool_train.h"
-#include "tool_eval.h"
 #include "tool_detect.h"
+#include "tool_eval.h"
+#include "tool_train.h"
 
 #define VERSION "1.0"
 
@@ -108,7 +108,7 @@ static int check(void *options_read) {
     void           *values = NULL;
     int             bad    = 0;
     if (flow)
-        data = o->data.given ? load_for(fo, flow, o->model.text, o->data.text, 64)
+        data = o->data.given ? load_for(fo, flow, o, o->model.text, o->data.text, ALL, 64)
                              : any_data(fo, fo_flow_shape(flow), &values);
     if (data && fo_check(flow, data, NULL, &r) == FO_OK) {
         bad = !(r.round_trip < 1e-2) || !(r.logdet_pair < 1e-5) || !(r.jacobian < 1e-2) ||
@@ -163,6 +163,10 @@ static int info(void *options_read) {
                (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
         if (fo_flow_held_out_bpd(flow) == fo_flow_held_out_bpd(flow))
             printf("# held-out bpd %.4f\n", fo_flow_held_out_bpd(flow));
+        if (fo_flow_detector(flow).ranked) {
+            printf("# ");
+            print_detector(flow);
+        }
         if (fo_flow_constants(flow, NULL) > 0)
             printf("# %lld of %lld elements never changed in the training data\n",
                    (long long)fo_flow_constants(flow, NULL),

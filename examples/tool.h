@@ -4,7 +4,7 @@
 #include "cli.h"
 #include "flowood.h"
 
-enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
+enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
 #define MANY 1e12 /* more than any count here */
 
 /* ---- the command line ------------------------------------------------------------------------ */
@@ -13,6 +13,13 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
 #define OPTIONS(X)                                                                                 \
     X(data, "--data", INPUT, "train! score! encode! calibrate! detect! check", "FILE", 1, 0, 0,    \
       "samples; of calibrate, some that the model was never trained on")                           \
+    X(labels, "--labels", INPUT, "train eval score encode calibrate detect", "FILE", 1, 0, 0,      \
+      "one label a sample of --data (of eval: of --in), to choose samples by class")               \
+    X(classes, "--class", TEXT, "train eval score encode calibrate detect", "K[,K...]", 1, 0, 0,   \
+      "only samples of these classes; eval takes the other classes of --in for OOD: the one-class" \
+      " protocol")                                                                                 \
+    X(not_classes, "--not-class", TEXT, "train eval score encode calibrate detect", "K[,K...]", 1, \
+      0, 0, "only samples of none of these classes; eval takes these for OOD")                     \
     X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
       "a ready flow; default mlp-cycle, for vectors tabular")                                      \
     X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own, as text")              \
@@ -28,7 +35,8 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
       "how sure that must be for this very calibration; default: on average over calibrations")    \
     X(bh, "--bh", FLAG, "detect", "", 1, 0, 0,                                                     \
       "alarms of which a share of at most A is false (Benjamini and Hochberg)")                    \
-    X(seconds, "--seconds", NUMBER, "train", "S", 1, 0, 1e9, "stop after S seconds of this run")   \
+    X(seconds, "--seconds", NUMBER, "train check", "S", 1, 0, 1e9,                                 \
+      "stop after S seconds of this run; of check, where what does not fit is sampled, default 30")\
     X(epochs, "--epochs", NUMBER, "train", "N", 1, 0, 1e9,                                         \
       "passes over the data since training began, resumed or not; default 1 if neither seconds"    \
       " nor steps are given")                                                                      \
@@ -46,9 +54,10 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(negative, "--negative", INPUT, "train", "FILE", 1, 0, 0,                                     \
       "samples whose likelihood is lowered while training")                                        \
     X(holdout, "--holdout", WHOLE, "train", "N", 1, 0, MANY,                                       \
-      "keep the last N samples of --data out of training, to measure by them: the model that is"   \
-      " saved is the best on them; default a tenth of the data, at most 5000; 0: none; --resume"   \
-      " needs the same")                                                                           \
+      "keep the last N samples of --data out of training; default a tenth of the data, at most"    \
+      " 5000; 0: none. The first 1000 of them (of fewer than 2000, half) choose the step that is"  \
+      " saved, the best on them; the others only fit the detector at the end, so that its rate of" \
+      " false alarms holds if the file is in random order. --resume needs the same")               \
     X(patience, "--patience", WHOLE, "train", "N", 1, 0, 1e9,                                      \
       "stop after N measurements without a better one; default 0: do not")                         \
     X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \
@@ -65,9 +74,12 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
       "eval! score! encode! calibrate! detect! sample! export! check! info!", "MODEL", 1, 0, 0,    \
       "a trained flow; the option's name may be left out")                                         \
     X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
-    X(ood, "--ood", INPUT, "eval!", "FILE", CLI_MANY, 0, 0, "samples that are not")                \
+    X(ood, "--ood", INPUT, "eval", "FILE", CLI_MANY, 0, 0, "samples that are not")                 \
     X(score, "--score", TEXT, "eval score calibrate", "SCORE", CLI_MANY, 0, 0,                     \
-      "default likelihood; of calibrate, what the verdict is made of: complexity for pixels")      \
+      "default likelihood; of eval, all: every one that can be made; of calibrate, what the"       \
+      " verdict is made of: complexity for pixels")                                                \
+    X(background, "--background", INPUT, "eval score", "MODEL", 1, 0, 0,                           \
+      "the model that the score ratio compares with")                                              \
     X(json, "--json", FLAG, "eval", "", 1, 0, 0, "one JSON object a line")                         \
     X(norm, "--norm", CHOICE, "eval score encode", "running|batch", 1, 0, 0,                       \
       "statistics of batch norm: those of training, or of each batch")                             \
@@ -79,7 +91,8 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20 };
     X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
       "standard deviation of the latents; default 1")                                              \
     X(limit, "--limit", WHOLE, "train eval score encode calibrate detect", "N", 1, 0, MANY,        \
-      "only the first N samples of each file; of --eval-in and --eval-ood, default 2000")          \
+      "only the first N samples of each file, of the classes that are asked for; of --eval-in and" \
+      " --eval-ood, default 2000")                                                                 \
     X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
     X(threads, "--threads", WHOLE, "train eval score encode calibrate detect sample check", "N",   \
       1, 0, 1024,                                                                                  \
@@ -105,7 +118,8 @@ static const char notes[] =
     "SPEC   a flow as text, one layer a line: flowood info prints one\n"
     "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10, as\n"
     "       in mlp-cycle:2\n"
-    "SCORE  likelihood (-log p) or latent (of the base density alone)\n"
+    "SCORE  likelihood (-log p), latent (of the base density alone), complexity\n"
+    "       (-log p less the length of the picture's code), and what flowood.h lists\n"
     "\n"
     "Higher scores mean more out of distribution. In every metric OOD is the\n"
     "positive class: fpr95 is the share of in-distribution samples that are taken\n"
@@ -135,17 +149,81 @@ static int close_context(fo_context *fo, int status) {
     return status;
 }
 
-static fo_data *load(fo_context *fo, const char *path, double limit) {
+/* Which samples of a file: without --labels, all of them. */
+typedef enum part { ALL, CHOSEN, OTHERS } part;
+
+/* "3,5" as numbers, how many; 0: it is no such list. */
+static int read_classes(const char *text, int *classes) {
+    int  n = 0;
+    char end = ',';
+    for (; end == ',' && n < CLASSES; n++) {
+        char *behind;
+        long  value = strtol(text, &behind, 10);
+        if (behind == text || value < -1000000 || value > 1000000)
+            return 0;
+        classes[n] = (int)value;
+        end        = *behind;
+        text       = behind + 1;
+    }
+    return end == 0 ? n : 0;
+}
+
+static int check_classes(const options *o) {
+    const cli_option *list = o->classes.given ? &o->classes : &o->not_classes;
+    int               classes[CLASSES];
+    if (o->classes.given && o->not_classes.given)
+        return cli_usage("--class and --not-class both say what to choose: give one of them");
+    if (o->labels.given != list->given)
+        return cli_usage("--labels needs --class or --not-class, and they need --labels");
+    if (list->given && read_classes(list->text, classes) == 0)
+        return cli_usage("%s %s: whole numbers with commas between are needed, as in 3,5",
+                         o->classes.given ? "--class" : "--not-class", list->text);
+    return CLI_OK;
+}
+
+/* "class 3,5" as the output names what was chosen of a file, "" without --labels. */
+static const char *part_name(const options *o, part which, char *text, size_t size) {
+    const int keep = o->classes.given == (which == CHOSEN);
+    *text = 0;
+    if (o->labels.given && which != ALL)
+        snprintf(text, size, ", %sclass %s", keep ? "" : "not ",
+                 o->classes.given ? o->classes.text : o->not_classes.text);
+    return text;
+}
+
+/* The samples of `all`, which is freed, that the labels choose. */
+static fo_data *choose(fo_context *fo, const options *o, fo_data *all, const char *path,
+                       part which) {
+    const char *list   = o->classes.given ? o->classes.text : o->not_classes.text;
+    fo_data    *labels = fo_load(fo, o->labels.text), *chosen = NULL;
+    int         classes[CLASSES], n = read_classes(list, classes);
+    if (labels && (fo_data_count(labels) != fo_data_count(all) ||
+                   fo_shape_count(fo_data_shape(labels)) != 1))
+        fo_fail(fo, FO_ERR_SHAPE, "%s: %lld labels of %lld numbers; %s has %lld samples, each "
+                "needs one", o->labels.text, (long long)fo_data_count(labels),
+                (long long)fo_shape_count(fo_data_shape(labels)), path,
+                (long long)fo_data_count(all));
+    else if (labels)
+        chosen = fo_data_select(all, labels, classes, n, o->classes.given == (which == CHOSEN));
+    fo_data_free(labels);
+    fo_data_free(all);
+    return chosen;
+}
+
+static fo_data *load(fo_context *fo, const options *o, const char *path, part which,
+                     double limit) {
     fo_data *data = fo_load(fo, path);
+    if (data && which != ALL && o->labels.given)
+        data = choose(fo, o, data, path, which);
     if (data && limit > 0 && limit < (double)fo_data_count(data))
         fo_data_limit(data, (int64_t)limit);
     return data;
 }
 
 /* Samples for this flow, which `model` describes: a shape that does not fit names the file. */
-static fo_data *load_for(fo_context *fo, const fo_flow *flow, const char *model, const char *path,
-                         double limit) {
-    fo_data *data = flow ? load(fo, path, limit) : NULL;
+static fo_data *load_for(fo_context *fo, const fo_flow *flow, const options *o, const char *model,
+                         const char *path, part which, double limit) {
+    fo_data *data = flow ? load(fo, o, path, which, limit) : NULL;
     fo_shape seen = fo_data_shape(data), want = fo_flow_shape(flow);
     if (data && (seen.c != want.c || seen.h != want.h || seen.w != want.w)) {
         fo_fail(fo, FO_ERR_SHAPE, "%s: its samples are %dx%dx%d, those of %s are %dx%dx%d", path,
@@ -162,12 +240,18 @@ static void default_score(options *o) {
         o->score.list[o->score.given++] = o->score.text = "likelihood";
 }
 
-/* Names of scores that the library does not know are wrong usage. */
-static int check_scores(options *o) {
+/* Names of scores that the library does not know are wrong usage; "all", where a command takes it,
+   stands alone. */
+static int check_scores(options *o, int all) {
     fo_score_kind kind;
     int           i, k;
     for (i = 0; i < o->score.given; i++) {
         cli_guess guess = {o->score.list[i], NULL, 0};
+        if (all && strcmp(guess.word, "all") == 0) {
+            if (o->score.given > 1)
+                return cli_usage("--score all has every other score in it: leave them out");
+            continue;
+        }
         for (k = 0; (kind = fo_score_at(NULL, k)).name && strcmp(kind.name, guess.word) != 0; k++)
             cli_consider(&guess, kind.name);
         if (kind.name == NULL)
@@ -191,7 +275,7 @@ static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options
     fo_workspace *ws;
     *norm = "running";
     if (o->recalibrate.given) {
-        fo_data *data = load_for(fo, flow, o->model.text, o->recalibrate.text, 10000);
+        fo_data *data = load_for(fo, flow, o, o->model.text, o->recalibrate.text, ALL, 10000);
         if (data)
             fo_recalibrate(flow, data, fo_data_count(data));
         fo_data_free(data);
@@ -202,13 +286,19 @@ static fo_workspace *open_workspace(fo_context *fo, fo_flow *flow, const options
         fo_workspace_norm(ws, FO_NORM_BATCH);
         *norm = "batch";
     }
+    if (ws && o->background.given) {
+        fo_flow *background = fo_load_flow(fo, o->background.text);
+        if (background)
+            fo_workspace_background(ws, background);
+    }
     return ws;
 }
 
 /* The scores of a set, one block a name, and the mean bpd. */
 typedef struct scored {
     int64_t n;
-    double *block, *score[CLI_MANY]; /* of one block */
+    double *block, *score[CLI_MANY]; /* of one block                                       */
+    double *p, *statistic;           /* of the detector, in a block of p; NULL: not wanted */
     double  bpd;
 } scored;
 
@@ -247,6 +337,9 @@ static void score_set(fo_context *fo, fo_workspace *ws, const fo_flow *flow, con
                     (double)out->n;
 }
 
-static void scored_free(scored *set) { free(set->block); }
+static void scored_free(scored *set) {
+    free(set->block);
+    free(set->p);
+}
 
 #endif /* TOOL_H */

@@ -6,37 +6,52 @@
 /* ---- calibrate, detect ----------------------------------------------------------------------- */
 
 /* Every score that costs no more than one encode is fitted beside those of the verdict. */
-static int calibrate(void *options_read) {
-    static const char *const others[] = {"typicality", "complexity", "density-of-states", "layers",
-                                         "normality", "neighbour", "pca"};
-    options         *o = (options *)options_read;
-    fo_context      *fo;
-    fo_flow         *flow;
-    fo_data         *data;
+#define BESIDE 7
+
+/* Fits the detector; `score` is what its verdict is made of, none: the library's choice. */
+static fo_result fit_detector(fo_flow *flow, const fo_data *data, const cli_option *score) {
+    static const char *const others[BESIDE] = {"typicality", "complexity", "density-of-states",
+                                               "layers", "normality", "neighbour", "pca"};
     fo_detector_desc desc;
-    const char      *also[7];
+    const char      *also[BESIDE];
     int              i, k;
-    if (check_scores(o) != CLI_OK)
-        return CLI_USAGE;
-    fo   = open_context(o);
-    flow = fo_load_flow(fo, o->model.text);
-    data = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
     memset(&desc, 0, sizeof desc);
-    desc.scores = o->score.list, desc.n_scores = o->score.given, desc.also = also;
-    for (i = 0; i < 7; i++) {
-        int pixels = strcmp(others[i], "complexity") == 0, taken = pixels && !o->score.given;
-        for (k = 0; k < o->score.given; k++)
-            taken |= strcmp(o->score.list[k], others[i]) == 0;
+    desc.scores = score->list, desc.n_scores = score->given, desc.also = also;
+    for (i = 0; i < BESIDE; i++) {
+        int pixels = strcmp(others[i], "complexity") == 0, taken = pixels && !score->given;
+        for (k = 0; k < score->given; k++)
+            taken |= strcmp(score->list[k], others[i]) == 0;
         if (!taken && (!pixels || fo_data_dtype(data) == FO_U8))
             also[desc.n_also++] = others[i];
     }
-    if (data && fo_calibrate(flow, data, &desc) == FO_OK && fo_save(flow, o->model.text) == FO_OK) {
-        fo_detector_info info = fo_flow_detector(flow);
-        printf("%s decides by", o->model.text);
-        for (i = 0; i < info.n_scores; i++)
-            printf(" %s", fo_detector_score(flow, i));
-        printf(": fitted to %lld samples, ranked among %lld others\n", (long long)info.fitted,
-               (long long)info.ranked);
+    return fo_calibrate(flow, data, &desc);
+}
+
+/* "decides by complexity: fitted to 60 samples, ranked among 60 others" */
+static void print_detector(const fo_flow *flow) {
+    const fo_detector_info info = fo_flow_detector(flow);
+    int                    i;
+    printf("decides by");
+    for (i = 0; i < info.n_scores; i++)
+        printf(" %s", fo_detector_score(flow, i));
+    printf(": fitted to %lld samples, ranked among %lld others%s\n", (long long)info.fitted,
+           (long long)info.ranked, info.stale ? "; the weights have changed since" : "");
+}
+
+static int calibrate(void *options_read) {
+    options    *o = (options *)options_read;
+    fo_context *fo;
+    fo_flow    *flow;
+    fo_data    *data;
+    if (check_scores(o, 0) != CLI_OK || check_classes(o) != CLI_OK)
+        return CLI_USAGE;
+    fo   = open_context(o);
+    flow = fo_load_flow(fo, o->model.text);
+    data = load_for(fo, flow, o, o->model.text, o->data.text, CHOSEN, o->limit.number);
+    if (data && fit_detector(flow, data, &o->score) == FO_OK &&
+        fo_save(flow, o->model.text) == FO_OK) {
+        printf("%s ", o->model.text);
+        print_detector(flow);
     }
     return close_context(fo, CLI_OK);
 }
@@ -110,22 +125,26 @@ static int detect(void *options_read) {
     fo_flow       *flow;
     fo_data       *data;
     verdicts       v;
+    char           name[64];
     int            status = CLI_OK;
     if (cli_check_ending(&o->out, "--out", "verdicts", ".csv .jsonl .npy") != CLI_OK)
         return CLI_USAGE;
     if (o->bh.given && o->confidence.given)
         return cli_usage("--bh and --confidence are two promises: give one of them");
+    if (check_classes(o) != CLI_OK)
+        return CLI_USAGE;
     memset(&v, 0, sizeof v);
     fo   = open_context(o);
     flow = fo_load_flow(fo, o->model.text);
-    data = load_for(fo, flow, o->model.text, o->data.text, o->limit.number);
+    data = load_for(fo, flow, o, o->model.text, o->data.text, CHOSEN, o->limit.number);
     if (data)
         find_verdicts(fo, o, flow, data, &v);
     if (!fo_failed(fo) && o->out.given)
         status = write_verdicts(fo, o, flow, &v);
     if (!fo_failed(fo))
-        printf("%lld of %lld samples of %s are out of distribution (%.2f %%)\n",
+        printf("%lld of %lld samples of %s%s are out of distribution (%.2f %%)\n",
                (long long)v.alarms, (long long)v.n, o->data.text,
+               part_name(o, CHOSEN, name, sizeof name),
                100 * (double)v.alarms / (double)v.n);
     free(v.p);
     free(v.alarm);

@@ -1,8 +1,8 @@
-/* flowood train: a run of training from its options to the saved model. */
+/* flowood train: a run of training from its options to the saved model and its detector. */
 #ifndef TOOL_TRAIN_H
 #define TOOL_TRAIN_H
 #include <signal.h>
-#include "tool.h"
+#include "tool_detect.h"
 
 /* ---- train ----------------------------------------------------------------------------------- */
 
@@ -34,7 +34,8 @@ typedef struct run {
     fo_context    *fo;
     fo_flow       *flow;
     fo_data       *data, *negative, *in, *ood;
-    fo_data       *train, *held_out; /* the two parts of data; NULL: nothing is held out */
+    /* parts of data: trained on; to choose the step by; to fit the detector to; NULL: none */
+    fo_data       *train, *held_out, *calibration;
     FILE          *log;
     int64_t        before, reached;  /* steps when this run began, and at most           */
     int            shown, improved;  /* a line was shown; better than the last save      */
@@ -242,26 +243,31 @@ static int check_train(const options *o) {
     if (o->preset.given && fo_preset_at(i).name == NULL)
         return guess.best ? cli_unknown("preset", &guess)
                           : cli_usage("unknown preset %s: flowood presets lists them", guess.word);
-    if (cli_check_ending(&o->log, "--log", "the log of a run", ".csv") != CLI_OK)
+    if (check_classes(o) != CLI_OK ||
+        cli_check_ending(&o->log, "--log", "the log of a run", ".csv") != CLI_OK)
         return CLI_USAGE;
     return cli_check_ending(&o->out, "--out", "a model", ".safetensors");
 }
 
-/* The end of the data is kept out of training: always the same samples of a file. */
+/* The end of the data is kept out of training: always the same samples of a file. Its first part
+   chooses the step that is kept, so only the rest is as new to the model as samples to come. */
 static void hold_out(run *r) {
+    enum { CHOOSE = 1000 };
     const cli_option *asked = &r->o->holdout;
-    int64_t           n = fo_data_count(r->data), k = n / 10 < 5000 ? n / 10 : 5000;
+    int64_t           n = fo_data_count(r->data), k = n / 10 < 5000 ? n / 10 : 5000, choose_by;
     if (asked->given)
         k = asked->number < (double)n ? (int64_t)asked->number : n;
+    choose_by = k < 2 * CHOOSE ? k - k / 2 : CHOOSE;
     r->usage |= k == n && n > 0;
     if (k == n && n > 0)
         fo_fail(r->fo, FO_ERR_ARGUMENT, "--holdout %s: nothing of the %lld samples of %s is left "
                 "to train on", asked->text, (long long)n, r->o->data.text);
-    r->train    = r->data;
-    r->held_out = NULL;
+    r->train = r->data;
     if (k > 0 && k < n) {
         r->train    = fo_data_part(r->data, 0, n - k);
-        r->held_out = fo_data_part(r->data, n - k, k);
+        r->held_out = fo_data_part(r->data, n - k, choose_by);
+        if (k - choose_by > 1)
+            r->calibration = fo_data_part(r->data, n - k + choose_by, k - choose_by);
     }
 }
 
@@ -272,19 +278,19 @@ static void open_run(run *r, const options *o) {
     memset(r, 0, sizeof *r);
     r->o    = o;
     r->fo   = open_context(o);
-    r->data = load(r->fo, o->data.text, o->limit.number);
+    r->data = load(r->fo, o, o->data.text, CHOSEN, o->limit.number);
     r->flow = r->data ? make_flow(r->fo, o, r->data) : NULL;
     r->usage = o->preset.given && fo_failed(r->fo) == FO_ERR_ARGUMENT; /* as in mlp-cycle:x */
     if (r->flow && (o->resume.given || o->spec.given)) {
         fo_data_free(r->data);
-        r->data = load_for(r->fo, r->flow, o->resume.given ? model : o->spec.text, o->data.text,
-                           o->limit.number);
+        r->data = load_for(r->fo, r->flow, o, o->resume.given ? model : o->spec.text, o->data.text,
+                           CHOSEN, o->limit.number);
     }
     if (o->negative.given)
-        r->negative = load_for(r->fo, r->flow, model, o->negative.text, o->limit.number);
+        r->negative = load_for(r->fo, r->flow, o, model, o->negative.text, ALL, o->limit.number);
     if (o->eval_in.given) {
-        r->in  = load_for(r->fo, r->flow, model, o->eval_in.text, test);
-        r->ood = load_for(r->fo, r->flow, model, o->eval_ood.text, test);
+        r->in  = load_for(r->fo, r->flow, o, model, o->eval_in.text, ALL, test);
+        r->ood = load_for(r->fo, r->flow, o, model, o->eval_ood.text, ALL, test);
     }
     if (!fo_failed(r->fo))
         check_range(r->fo, r->flow, r->data, o->data.text);
@@ -307,6 +313,20 @@ static void open_log(run *r) {
         fputs("step,epoch,seconds,bpd,grad_norm,lr,held_out_bpd,auroc\n", r->log);
 }
 
+/* A model without a detector is still a model: what is wrong is told, and no more. */
+static void decide(run *r) {
+    if (r->calibration == NULL || fo_flow_steps(r->flow) == 0 || fo_failed(r->fo))
+        return;
+    fprintf(stderr, "fitting the detector to %lld held-out samples\n",
+            (long long)fo_data_count(r->calibration));
+    if (fit_detector(r->flow, r->calibration, &r->o->score) == FO_OK) {
+        fo_save(r->flow, r->o->out.text);
+        return;
+    }
+    fprintf(stderr, "flowood: no detector: %s\n", fo_error(r->fo));
+    fo_clear_error(r->fo);
+}
+
 static void end_train(run *r) {
     const char *out     = r->o->out.text;
     int64_t     steps   = fo_flow_steps(r->flow);
@@ -319,6 +339,7 @@ static void end_train(run *r) {
     }
     if (fo_flow_steps(r->flow) > 0 && !fo_failed(r->fo))
         fo_save(r->flow, out);
+    decide(r);
     if (fo_failed(r->fo))
         return;
     printf("%s %lld steps to %s", interrupted ? "stopped after" : "trained",
@@ -328,6 +349,8 @@ static void end_train(run *r) {
     else if (steps != r->reached)
         printf(": kept is the best on held-out samples, after step %lld", (long long)steps);
     putchar('\n');
+    if (fo_flow_detector(r->flow).ranked)
+        print_detector(r->flow);
 }
 
 static int train(void *options_read) {
@@ -346,6 +369,8 @@ static int train(void *options_read) {
     if (!fo_failed(r.fo)) {
         catch_signals();
         fo_train(r.flow, r.train, &desc);
+        signal(SIGINT, SIG_DFL); /* once more ends the detector's fit: the model is saved first */
+        signal(SIGTERM, SIG_DFL);
     }
     end_train(&r);
     return close_context(r.fo, r.usage ? CLI_USAGE : CLI_OK);

@@ -31,8 +31,7 @@ works "a preset" "$tool" train --data $train --preset mlp-cycle --steps 1 --batc
 works train "$tool" train --data $train --spec small --steps 6 --batch 32 --seed 3 --out whole.st
 works "train, first half" "$tool" train --data $train --spec small --steps 3 --batch 32 --seed 3 --out half.st
 works resume "$tool" train --data $train --resume half.st --steps 6 --out resumed.st
-"$tool" score whole.st --data $in --limit 20 > a.txt; "$tool" score resumed.st --data $in --limit 20 | cmp -s a.txt - && ok ||
-    bad "resumed training differs from uninterrupted training"
+cmp -s whole.st resumed.st && ok || bad "resumed training differs from uninterrupted training"
 for part in "--steps 3 --spec small --seed 3 --out h0.st" "--resume h0.st --steps 6 --out r0.st" "--steps 6 --spec small --seed 3 --out w0.st"; do
     works "resume without held-out samples" "$tool" train --data $train --batch 32 --holdout 0 $part
 done
@@ -54,7 +53,7 @@ sed 1d s.csv | cmp -s - text && ok || bad "the CSV differs from the text"
 works "scores as a matrix" "$tool" score --model whole.st --data $in --limit 5 --score latent --score likelihood --out s.npy
 grep -aq "'shape': (5, 2)" s.npy && ok || bad "5 x 2 scores expected"
 # the detector: none, fitted, in files of every kind, refused where it promises too much
-cp whole.st decides.st
+cp w0.st decides.st
 refuses 1 "no detector" "$tool" detect --model decides.st --data $in --alpha 0.1
 works calibrate "$tool" calibrate --model decides.st --data $in
 grep -q "decides by complexity: fitted to 60 samples, ranked among 60 others" log && ok || bad "calibrate says $(cat log)"
@@ -68,15 +67,56 @@ works "a fitted score" "$tool" score decides.st --data $in --score typicality --
 refuses 1 "needs 999 calibration samples, there are 60" "$tool" detect --model decides.st --data $ood --alpha 0.001
 refuses 2 "two promises" "$tool" detect --model decides.st --data $ood --alpha 0.1 --bh --confidence 0.9
 refuses 2 "--alpha" "$tool" detect --model decides.st --data $ood --alpha 1.5
-refuses 1 "fo_calibrate" "$tool" score whole.st --data $in --score typicality
+refuses 1 "fo_calibrate" "$tool" score w0.st --data $in --score typicality
+# the detector that training leaves: of 60 held-out samples 30 choose the step, 30 calibrate
+"$tool" info whole.st | grep -q "^# decides by complexity: fitted to 15 samples, ranked among 15 others$" && ok ||
+    bad "no detector: $("$tool" info whole.st | tail -n 2)"
+"$tool" info w0.st | grep -q decides && bad "a detector without held-out samples" || ok
+works "two held-out samples are too few" "$tool" train --data $train --spec small --steps 1 --holdout 2 --out two.st
+grep -q decides log && bad "a detector of one sample" || ok
 works encode "$tool" encode --model whole.st --data $in --limit 7 --out z.npy
 grep -aq "'shape': (7, 784)" z.npy && ok || bad "7 x 784 latents expected"
 works eval "$tool" eval --model whole.st --in $in --ood $ood --score likelihood --score latent --json
-[ "$(wc -l < log)" = 2 ] && ok || bad "two JSON lines expected"
-for key in score ood n_in n_ood auroc aupr_in aupr_out fpr95 fpr95_in bpd_in bpd_ood; do
+[ "$(wc -l < log)" = 3 ] && ok || bad "three JSON lines expected"
+[ "$(grep -c '"score": "detector".*"power": {"0.01": [01][.0-9]*, "0.05": [01][.0-9]*, "0.1": [01][.0-9]*}, "false_alarms": {"0.01"' log)" = 1 ] &&
+    ok || bad "the row of the detector: $(tail -n 1 log)"
+for key in score ood protocol n_in n_ood auroc auroc_low auroc_high aupr_in aupr_out fpr95 fpr95_in bpd_in bpd_ood; do
     grep -q "\"$key\": " log && ok || bad "no $key in the JSON"
 done
 works "eval table" "$tool" eval --model whole.st --in $in --ood $ood
+works "eval, all scores" "$tool" eval --model whole.st --in $in --ood $ood --score all
+[ "$(grep -cE '^(likelihood|latent|volume|typicality|complexity|density-of-states|layers|normality|neighbour|pca|detector) ' log)" = 11 ] && ok ||
+    bad "11 rows expected: $(cat log)"
+grep -qx "flowood: left out: gradient (needs calibrate --score), ratio (needs --background)" err && ok || bad "left out: $(cat err)"
+works "eval, all scores without a detector" "$tool" eval --model w0.st --in $in --ood $ood --score all --background whole.st --json
+[ "$(cut -d '"' -f 4 log | tr '\n' ' ')" = "likelihood latent volume ratio " ] && ok || bad "four scores expected: $(cat log)"
+works "another norm" "$tool" eval --model whole.st --in $in --ood $ood --norm batch
+grep -q "left out: detector" err && [ "$(grep -c detector log)" = 0 ] && ok || bad "a detector for another norm"
+refuses 2 "leave them out" "$tool" eval whole.st --in $in --ood $ood --score all --score latent
+refuses 2 "unknown score all" "$tool" score whole.st --data $in --score all
+# samples by class: labels 0 1 0 1 ...
+halves() { i=0; while [ $i -lt "$1" ]; do printf '\000\001'; i=$((i + 1)); done; }
+{ printf '\000\000\010\001\000\000\000\170'; halves 60; } > in-labels
+{ printf '\000\000\010\001\000\000\002\130'; halves 300; } | gzip -c > train-labels.gz
+works "train on a class" "$tool" train --data $train --labels train-labels.gz --class 1 --spec small --steps 2 --out class.st
+grep -q "fitted to 7 samples, ranked among 8 others" log && ok || bad "of 300 samples 15 calibrate: $(cat log)"
+"$tool" score class.st --data $in --labels in-labels --class 1 > one.txt
+"$tool" score class.st --data $in | sed -n 'n;p' | cmp -s - one.txt && ok || bad "these are not the samples of class 1"
+"$tool" score class.st --data $in --labels in-labels --not-class 0 | cmp -s - one.txt && ok || bad "not class 0 is class 1 here"
+works "one-class" "$tool" eval class.st --in $in --labels in-labels --class 1 --json
+[ "$(grep -c '"protocol": "one-class", "classes": "class 1", "n_in": 60, "n_ood": 60' log)" = 2 ] && ok || bad "one-class: $(cat log)"
+works "one-class and another set" "$tool" eval class.st --in $in --labels in-labels --not-class 1 --ood $ood
+grep -q "^one-class protocol" log && [ "$(grep -c "$in, class 1$" log)" = 2 ] && ok || bad "one-class: $(cat log)"
+works "calibrate on a class" "$tool" calibrate class.st --data $in --labels in-labels --class 0
+works "detect in a class" "$tool" detect class.st --data $in --labels in-labels --class 1 --alpha 0.1
+grep -q "of 60 samples of $in, class 1 are" log && ok || bad "detect: $(cat log)"
+refuses 1 "class 9 does not occur among 120 labels" "$tool" score class.st --data $in --labels in-labels --class 1,9
+refuses 1 "in-labels: 120 labels of 1 numbers; $train has 600 samples" "$tool" train --data $train --labels in-labels --class 1 --out o
+refuses 2 "give one of them" "$tool" score class.st --data $in --labels in-labels --class 1 --not-class 0
+refuses 2 "they need --labels" "$tool" score class.st --data $in --class 1
+refuses 2 "needs --class" "$tool" score class.st --data $in --labels in-labels
+refuses 2 "as in 3,5" "$tool" score class.st --data $in --labels in-labels --class 1,
+refuses 2 "eval needs --ood" "$tool" eval whole.st --in $in
 works "sample" "$tool" sample --model whole.st --n 5 --temperature 0.7 --out s.png
 [ "$(head -c 4 s.png | tail -c 3)" = PNG ] && ok || bad "no PNG"
 works "sample npy" "$tool" sample --model whole.st --n 5 --out s.npy
@@ -86,7 +126,7 @@ works "info, no option" "$tool" info whole.st
 works export "$tool" export whole.st --out weights.st
 works "export of 16 bits" "$tool" export whole.st --f16 --out half-weights.st
 is_smaller() { [ $(($(wc -c < $1) * $2)) -lt "$(wc -c < $3)" ] && ok || bad "$1 is not a ${2}th of $3"; }
-is_smaller weights.st 2 whole.st; is_smaller half-weights.st 5 whole.st
+is_smaller weights.st 2 whole.st; is_smaller half-weights.st 4 whole.st
 works "exported scores" "$tool" score --model weights.st --data $in --out c.npy
 cmp -s a.npy c.npy && ok || bad "an exported model scores differently"
 refuses 2 "is also --model" "$tool" export weights.st --out weights.st
