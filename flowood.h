@@ -48,12 +48,12 @@
 
      MANUAL   about  program  contents  build  glossary  contracts  math
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-layers
-              api-train  api-detect  api-check
+              api-trace  api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
               metrics  decisions  coder  estimates  tape  planner  runner  ops  convolution
               normalization  op-table  settings  nets  masks  layers  couplings  mixing  flow
-              text  presets  workspace  scoring  optimizer  train  scores  detect  verdicts
-              checkpoint  check  context
+              text  presets  workspace  scoring  trace  optimizer  train  scores  detect
+              verdicts  checkpoint  check  context
      LICENSE  license
 
    A room uses only the rooms above it.
@@ -804,6 +804,9 @@ struct fo_layer_kind {
     void (*before)(fo_pass *pass);
     void (*rows)(fo_pass *pass, int64_t begin, int64_t end);
     void (*after)(fo_pass *pass);
+    /* For fo_trace, of a layer that conditions, right after encode: raw s, s and t of row r, each at
+       the places of the elements that change; they come as zeros. NULL: it has no s and t. */
+    void (*explain)(const fo_pass *pass, int64_t r, fo_real *raw_s, fo_real *s, fo_real *t);
 };
 /* The name of a built-in layer is refused; your own may be registered again. */
 FO_API fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind);
@@ -816,6 +819,37 @@ FO_API int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, cons
 /* A buffer of rank 1 that starts at 0 and that files may lack: it is then `absent` everywhere. */
 FO_API int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, double absent);
 FO_API void   *fo_layer_alloc(fo_layer *layer, size_t size);
+
+/* ================================================================================================
+   >>api-trace     looking inside: what every layer made of a sample
+
+   For pictures of a flow at work; see examples/figures.h.
+   ============================================================================================= */
+/* A batch at one layer. Everything is in the workspace and lasts until the function returns. Arrays
+   of rows: element i of row r of `before` is before[r*size + i]. */
+typedef struct fo_view {
+    const fo_layer *layer;   /* layer->index, ->kind->name, ->shape (in), ->out, ->map (its mask) */
+    int64_t         first, rows; /* samples first .. first+rows-1 of the data                  */
+    int64_t         size;        /* of a whole row, with what is latent already                */
+    const fo_real  *before, *after; /* the state. A coupling conditions on the elements of
+                                       `before` where layer->map is FO_CONDITION               */
+    const double   *logdet;      /* [rows] */
+    /* [size] where the elements come from: element i of before is what became of element
+       place_before[i] of the sample, through squeezes and permutations. Where a layer mixes
+       elements, or moves them without saying so by `from`, they count as staying in place. */
+    const int      *place_before, *place_after;
+    /* Of a coupling, in rows like the state, 0 where nothing changes: s = scale tanh(raw_s), and -t,
+       its guess of what it changes: after = (before + t) exp(s). Else NULL. */
+    const fo_real  *raw_s, *s, *t;
+    const fo_real  *net;         /* [rows][layer->n_out] of a layer that conditions: what its
+                                    st-network said; else NULL */
+} fo_view;
+/* Calls `take` for every layer, in order, with samples first .. first+count-1, as many of them at a
+   time as the workspace has room for. Nonzero ends it. `take` may do anything but use or free this
+   workspace or change its flow. Numbers that are not finite are shown, and are an error at the end.
+   The first call makes room for 4 states of a batch, later ones allocate nothing. */
+FO_API fo_result fo_trace(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
+                          int draw, int (*take)(void *user, const fo_view *view), void *user);
 
 /* ================================================================================================
    >>api-train     one call that trains; everything it needs to go on is part of the flow
@@ -8391,19 +8425,24 @@ static fo_real fo__coupling_scale(const fo_pass *p, const fo__coupling *own, int
     return own->scale_v >= 0 && p->values[own->scale_v + k] < 0 ? -scale : scale;
 }
 
-/* m changed elements: exp(s), or exp(-s) for decoding, with s = scale tanh(raw); the tanh stays in
-   `th` for the gradient. Returns the sum of s. */
-static double fo__coupling_exp_s(const fo_pass *p, const fo_real *net, int j, int m, fo_real *th,
+/* s = scale tanh(raw) of m changed elements; the tanh stays in `th`. */
+static void fo__coupling_s(const fo_pass *p, const fo_real *net, int j, int m, fo_real *th,
                                  fo_real *s) {
     const fo__coupling *own  = (const fo__coupling *)p->layer->own;
     const int          *s_at = p->layer->out_at + j;
-    double              sum;
     int                 i;
     for (i = 0; i < m; i++)
         th[i] = net[s_at[i]];
     p->fo->kernels->tanh(m, th, th);
     for (i = 0; i < m; i++)
         s[i] = fo__coupling_scale(p, own, own->scale_at[j + i]) * th[i];
+}
+
+/* exp(s), or exp(-s) for decoding; the tanh is for the gradient. Returns the sum of s. */
+static double fo__coupling_exp_s(const fo_pass *p, const fo_real *net, int j, int m, fo_real *th,
+                                 fo_real *s) {
+    double sum;
+    fo__coupling_s(p, net, j, m, th, s);
     sum = p->fo->kernels->sum(m, s);
     if (p->direction == FO_DECODE)
         p->fo->kernels->scale(m, -1, s, s);
@@ -8483,12 +8522,31 @@ static void fo__coupling_after(fo_pass *p) {
     }
 }
 
+static void fo__coupling_explain(const fo_pass *p, int64_t r, fo_real *raw_s, fo_real *s,
+                                 fo_real *t) {
+    const fo_layer *l   = p->layer;
+    const fo_real  *net = p->net + r * l->n_out;
+    fo_real         th[FO__CHUNK], part[FO__CHUNK];
+    int             i, j, m;
+    for (j = 0; j < l->n_change; j += m) {
+        m = FO__MIN(FO__CHUNK, l->n_change - j);
+        fo__coupling_s(p, net, j, m, th, part);
+        for (i = 0; i < m; i++) {
+            int at = l->change_at[j + i];
+            raw_s[at] = net[l->out_at[j + i]];
+            s[at]     = part[i];
+            t[at]     = net[l->out_at[l->n_change + j + i]];
+        }
+    }
+}
+
 static fo_layer_kind fo__coupling_kind(void) {
     fo_layer_kind kind = fo__layer_kind_of("coupling");
     kind.conditions = 2;
     kind.shape      = fo__coupling_shape;
     kind.rows       = fo__coupling_rows;
     kind.after      = fo__coupling_after;
+    kind.explain    = fo__coupling_explain;
     return kind;
 }
 
@@ -8517,11 +8575,21 @@ static void fo__additive_rows(fo_pass *p, int64_t begin, int64_t end) {
         }
 }
 
+static void fo__additive_explain(const fo_pass *p, int64_t r, fo_real *raw_s, fo_real *s,
+                                 fo_real *t) {
+    const fo_layer *l = p->layer;
+    int             j;
+    (void)raw_s, (void)s; /* 0 */
+    for (j = 0; j < l->n_change; j++)
+        t[l->change_at[j]] = p->net[r * l->n_out + l->out_at[j]];
+}
+
 static fo_layer_kind fo__additive_kind(void) {
     fo_layer_kind kind = fo__layer_kind_of("additive");
     kind.conditions = 1;
     kind.shape      = fo__additive_shape;
     kind.rows       = fo__additive_rows;
+    kind.explain    = fo__additive_explain;
     return kind;
 }
 
@@ -9948,6 +10016,7 @@ struct fo_workspace {
     fo_norm     norm;           /* what the batch norms of all tapes do */
     fo__pace    pace;
     struct fo__score_room *scores; /* NULL until scores want it */
+    struct fo__trace_room *trace;  /* NULL until fo_trace wants it */
     int         scoring;        /* with gradients, but of the weights that scoring uses */
 };
 
@@ -10674,6 +10743,119 @@ fo_result fo_sample(fo_workspace *ws, uint64_t seed, int64_t count, double tempe
 
 double fo_bpd(double log_prob, fo_shape shape) {
     return -log_prob / ((double)fo_shape_count(shape) * log(2.0));
+}
+
+/* ================================================================================================
+   >>trace         looking inside: one view a layer
+
+   Purpose    an encode that stops after every layer and shows what was there and what is there now
+   Callers    users, for pictures
+   Cost       four more states of a batch in the workspace, and an encode with three copies of the
+              state at each layer; nothing where it is not called
+   ============================================================================================= */
+struct fo__trace_room {
+    fo_real *before, *raw_s, *s, *t;       /* [batch,D] */
+    int     *place_before, *place_after;   /* [D]       */
+};
+
+static fo_result fo__trace_make(fo_workspace *ws) {
+    const int64_t          size = ws->flow->size, n = ws->batch * size;
+    struct fo__trace_room *room;
+    if (ws->trace)
+        return FO_OK;
+    room = (struct fo__trace_room *)fo__arena_alloc(&ws->arena, sizeof *room);
+    if (room == NULL)
+        return FO_ERR_MEMORY;
+    room->before       = fo__reals(&ws->arena, n);
+    room->raw_s        = fo__reals(&ws->arena, n);
+    room->s            = fo__reals(&ws->arena, n);
+    room->t            = fo__reals(&ws->arena, n);
+    room->place_before = (int *)fo__arena_alloc(&ws->arena, fo__times(2 * size, sizeof(int)));
+    if (ws->fo->failed != FO_OK)
+        return ws->fo->failed;
+    room->place_after = room->place_before + size;
+    ws->trace         = room;
+    return FO_OK;
+}
+
+/* What the layer that the batch has just passed says of s and t. */
+static void fo__trace_explain(fo_workspace *ws, const fo_pass *p, fo_view *view) {
+    const struct fo__trace_room *room = ws->trace;
+    const int64_t                size = ws->flow->size;
+    const size_t                 bytes = (size_t)(ws->rows * size) * sizeof(fo_real);
+    int64_t                      r;
+    view->net = p->net;
+    if (p->layer->kind->explain == NULL)
+        return;
+    memset(room->raw_s, 0, bytes);
+    memset(room->s, 0, bytes);
+    memset(room->t, 0, bytes);
+    for (r = 0; r < ws->rows; r++)
+        p->layer->kind->explain(p, r, room->raw_s + r * size, room->s + r * size,
+                                room->t + r * size);
+    view->raw_s = room->raw_s, view->s = room->s, view->t = room->t;
+}
+
+/* The batch passes a layer, and is shown. Nonzero: enough. */
+static int fo__trace_layer(fo_workspace *ws, int i, int (*take)(void *user, const fo_view *view),
+                           void *user) {
+    const struct fo__trace_room *room = ws->trace;
+    const fo__layer             *l    = &ws->flow->layers[i];
+    const int64_t                size = ws->flow->size;
+    fo__interrupted              call;
+    fo_view                      view;
+    int64_t                      k;
+    int                          enough;
+    memset(&view, 0, sizeof view);
+    memcpy(room->before, ws->state, (size_t)(ws->rows * size) * sizeof(fo_real));
+    for (k = 0; k < size; k++)
+        room->place_before[k] = i ? room->place_after[k] : (int)k;
+    for (k = 0; k < l->see.width && l->see.from; k++)
+        room->place_after[k] = room->place_before[l->see.from[k]];
+    for (k = l->see.from ? l->see.width : 0; k < size; k++)
+        room->place_after[k] = room->place_before[k];
+    fo__pass(ws, i, FO_ENCODE);
+    if (l->net_kind && ws->fo->failed == FO_OK)
+        fo__trace_explain(ws, &ws->slots[i].pass, &view);
+    if (ws->fo->failed != FO_OK)
+        return 1;
+    view.layer = &l->see;
+    view.first = ws->sample[0], view.rows = ws->rows, view.size = size;
+    view.before = room->before, view.after = ws->state, view.logdet = fo__logdet(ws, i);
+    view.place_before = room->place_before, view.place_after = room->place_after;
+    call   = fo__interrupt(ws->fo);
+    enough = take(user, &view);
+    fo__resume(ws->fo, call);
+    return enough;
+}
+
+fo_result fo_trace(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count, int draw,
+                   int (*take)(void *user, const fo_view *view), void *user) {
+    fo__request q = fo__request_of(data, first, count, draw);
+    int64_t     done, r;
+    int         i, enough = 0;
+    if (!FO__BEGIN(ws))
+        return FO_ERR_ARGUMENT;
+    if (take == NULL)
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "fo_trace: there is no function to show layers to");
+    if (fo__request_check(ws, &q) != FO_OK || fo__trace_make(ws) != FO_OK)
+        return ws->fo->failed;
+    fo__workspace_bind(ws);
+    ws->data = data;
+    fo__enter(ws->fo);
+    for (done = 0; done < count && !enough && ws->fo->failed == FO_OK; done += ws->rows) {
+        fo__fill_draw(ws, first + done, FO__MIN(ws->batch, count - done), draw);
+        fo__rows(ws, fo__load_rows);
+        for (i = 0; i < ws->flow->n_layers && !enough; i++)
+            enough = fo__trace_layer(ws, i, take, user);
+        fo__rows(ws, fo__base_rows);
+        for (r = 0; r < ws->rows && !enough && ws->fo->failed == FO_OK; r++) {
+            double log_prob = fo__row_log_prob(ws, r);
+            if (log_prob - log_prob != 0)
+                fo__find_nan(ws);
+        }
+    }
+    return fo__leave(ws->fo);
 }
 
 /* ================================================================================================
