@@ -804,8 +804,8 @@ struct fo_layer_kind {
     void (*before)(fo_pass *pass);
     void (*rows)(fo_pass *pass, int64_t begin, int64_t end);
     void (*after)(fo_pass *pass);
-    /* For fo_trace, of a layer that conditions, right after encode: raw s, s and t of row r, each at
-       the places of the elements that change; they come as zeros. NULL: it has no s and t. */
+    /* For fo_trace, of a layer that conditions, right after encode: raw s, s and t of row r, each
+       at the places of the elements that change; they come as zeros. NULL: it has none. */
     void (*explain)(const fo_pass *pass, int64_t r, fo_real *raw_s, fo_real *s, fo_real *t);
 };
 /* The name of a built-in layer is refused; your own may be registered again. */
@@ -838,8 +838,8 @@ typedef struct fo_view {
        place_before[i] of the sample, through squeezes and permutations. Where a layer mixes
        elements, or moves them without saying so by `from`, they count as staying in place. */
     const int      *place_before, *place_after;
-    /* Of a coupling, in rows like the state, 0 where nothing changes: s = scale tanh(raw_s), and -t,
-       its guess of what it changes: after = (before + t) exp(s). Else NULL. */
+    /* Of a coupling, in rows like the state, 0 where nothing changes: s = scale tanh(raw_s), and
+       -t, its guess of what it changes: after = (before + t) exp(s). Else NULL. */
     const fo_real  *raw_s, *s, *t;
     const fo_real  *net;         /* [rows][layer->n_out] of a layer that conditions: what its
                                     st-network said; else NULL */
@@ -10837,7 +10837,7 @@ fo_result fo_trace(fo_workspace *ws, const fo_data *data, int64_t first, int64_t
     if (!FO__BEGIN(ws))
         return FO_ERR_ARGUMENT;
     if (take == NULL)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "fo_trace: there is no function to show layers to");
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "fo_trace: there is no function to show it to");
     if (fo__request_check(ws, &q) != FO_OK || fo__trace_make(ws) != FO_OK)
         return ws->fo->failed;
     fo__workspace_bind(ws);
