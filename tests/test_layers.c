@@ -241,6 +241,115 @@ static void test_check(void) {
     remove(path);
 }
 
+/* ---- normalize and whiten -------------------------------------------------------------------- */
+
+static fo_real vectors[40 * 6]; /* the samples of tests/golden/make_whiten.py */
+
+static fo_data *vector_data(fo_context *fo) {
+    int i, j;
+    for (i = 0; i < 40; i++)
+        for (j = 0; j < 6; j++)
+            vectors[i * 6 + j] = (fo_real)(2 + pow(2, -(j + 1)) *
+                                 fmod(1e4 * sin(12.9898 * (i + 1) + 78.233 * (j + 1)), 1));
+    return fo_data_view(fo, vectors, REAL_TYPE, 40, shape_of(6, 1, 1));
+}
+
+/* Measured, and not trained: the couplings are the identity. */
+static fo_result measure(fo_flow *flow, const fo_data *data) {
+    fo_train_desc d;
+    fo_trainer   *tr;
+    memset(&d, 0, sizeof d);
+    d.batch = 7, d.steps = 1; /* 40 is no multiple of it */
+    tr      = fo_trainer_open(flow, data, &d);
+    fo_trainer_close(tr);
+    return fo_failed(flow->fo);
+}
+
+/* Against NumPy: tests/golden/make_whiten.py. */
+static void test_vectors(void) {
+    static const struct { const char *text; double shrink, z[6], logdet, log_prob; } golden[] = {
+        {"input 6\nwhiten\nsplit keep=4\ncoupling mask=halves:0 hidden=3 act=tanh\n", 0.001,
+         {0.837918673485, 0.450865286734, 0.472545625187, 0.939504467908, 0.0406647185228,
+          0.932347851648}, 18.8154016831834, 11.8606298044238},
+        {"input 6\nnormalize\nwhiten\nsplit keep=9\ncoupling mask=halves:0 hidden=3\n", 0.01,
+         {0.878514057026, 0.387359216879, 0.633072530376, 0.813535639968, 0.238442481916,
+          0.209323570901}, 22.3724780782142, 15.8162837029738}};
+    const fo_real query[6] = {(fo_real)2.2, (fo_real)1.9, (fo_real)2.05, (fo_real)1.95,
+                              (fo_real)2.02, 2};
+    const double  close = IS_DOUBLE ? 1e-9 : 2e-3;
+    const char   *path = FILE_NAME("vectors");
+    int           k, i;
+    for (k = 0; k < COUNT(golden); k++) {
+        fo_context     *fo   = open_with(0, FO_SIMD_AUTO, 1);
+        fo_data        *data = vector_data(fo);
+        fo_flow        *flow = fo_flow_parse(fo, golden[k].text);
+        fo_workspace   *ws;
+        fo_check_report r;
+        fo_real         z[6], x[6], longer[6];
+        double          lp, other, back, all[2][40];
+        CHECK(flow && measure(flow, data) == FO_OK);
+        CHECK_NEAR(flow->buffer_values[flow->buffers.size - 2], golden[k].shrink, 1e-6);
+        ws = fo_workspace_create(fo, flow, 4);
+        CHECK(fo_encode_rows(ws, query, REAL_TYPE, 1, 0, z) == FO_OK);
+        CHECK(fo_log_prob_rows(ws, query, REAL_TYPE, 1, 0, &lp) == FO_OK);
+        for (i = 0; i < 6; i++)
+            CHECK_NEAR(fabs((double)z[i]), golden[k].z[i], close);
+        CHECK_NEAR(lp, golden[k].log_prob, close);
+        CHECK(fo_decode(ws, z, 1, x, &back) == FO_OK);
+        CHECK_NEAR(back, -golden[k].logdet, close);
+        for (i = 0; i < 6; i++) { /* normalize gives back the direction, sqrt(6) long */
+            const double square = 2.2 * 2.2 + 1.9 * 1.9 + 2.05 * 2.05 + 1.95 * 1.95 + 4.0804 + 4;
+            CHECK_NEAR(x[i], (double)query[i] * (k ? sqrt(6 / square) : 1),
+                       IS_DOUBLE ? 1e-12 : 1e-5);
+            longer[i] = 3 * query[i];
+        }
+        CHECK(fo_log_prob_rows(ws, longer, REAL_TYPE, 1, 0, &other) == FO_OK);
+        CHECK((fabs(other - lp) < close) == k);
+        CHECK(fo_check(flow, data, NULL, &r) == FO_OK);
+        CHECK(r.round_trip < (IS_DOUBLE ? 1e-12 : 1e-5));
+        CHECK(r.jacobian >= 0 && r.jacobian < (IS_DOUBLE ? 1e-6 : 2e-2));
+        CHECK(r.layers == r.layers_of && r.columns == (k ? 0 : 6) && r.untouched == 0);
+        CHECK(fo_log_prob(ws, data, 0, 40, 0, all[0]) == FO_OK && fo_save(flow, path) == FO_OK);
+        flow = fo_load_flow(fo, path);
+        CHECK(fo_log_prob(fo_workspace_create(fo, flow, 3), data, 0, 40, 0, all[1]) == FO_OK);
+        CHECK(memcmp(all[0], all[1], sizeof all[0]) == 0);
+        fo_close(fo);
+    }
+    remove(path);
+}
+
+/* Vectors that a whitening could choke on: one clear line, or no harm. */
+static void test_odd_vectors(void) {
+    fo_context   *fo   = open_with(0, FO_SIMD_AUTO, 1);
+    fo_data      *data = vector_data(fo);
+    fo_data      *one  = fo_data_view(fo, vectors, REAL_TYPE, 1, shape_of(6, 1, 1));
+    const char   *text = "input 6\nnormalize\nwhiten\ncoupling mask=halves:0 hidden=3\n";
+    const fo_real zero[6] = {0, 0, 0, 0, 0, 0};
+    fo_flow      *flow;
+    double        lp;
+    int           i;
+    SAYS(measure(fo_flow_parse(fo, text), one) == FO_ERR_NUMERIC, "two samples that differ");
+    SAYS(fo_flow_parse(fo, "input 5000\nwhiten\n") == NULL, "up to 4096");
+    SAYS(fo_flow_parse(fo, "input 6\ncoupling mask=halves:0\nwhiten\n") == NULL, "before every");
+    vectors[17] = (fo_real)NAN;
+    SAYS(measure(fo_flow_parse(fo, text), data) == FO_ERR_NUMERIC, "sample 2: nan in the data");
+    CHECK(fo_memory(fo).now > 0);
+    for (i = 0; i < 40; i++) /* one column that never changes, one sample that is all zero */
+        vectors[i * 6 + 5] = 0;
+    memset(vectors + 12, 0, 6 * sizeof *vectors);
+    flow = fo_flow_parse(fo, text);
+    CHECK(measure(flow, data) == FO_OK);
+    CHECK(fo_log_prob_rows(fo_workspace_create(fo, flow, 1), zero, REAL_TYPE, 1, 0, &lp) == FO_OK);
+    CHECK(lp - lp == 0);
+    for (i = 0; i < 240; i++)
+        vectors[i] *= (fo_real)1e25;
+    SAYS(measure(fo_flow_parse(fo, "input 6\nwhiten\ncoupling mask=halves:0\n"), data) ==
+             FO_ERR_NUMERIC, "numbers near 1");
+    flow = fo_flow_preset(fo, "features", shape_of(6, 1, 1));
+    CHECK(flow && measure(flow, data) == FO_OK);
+    fo_close(fo);
+}
+
 /* A front layer measures all the data before the first step, another one the first batch. */
 static void test_measure(void) {
     fo_context   *fo = open_with(2, FO_SIMD_AUTO, 1);
@@ -390,6 +499,8 @@ static void test_first_layer(void) {
 int main(void) {
     test_first_layer();
     test_check();
+    test_vectors();
+    test_odd_vectors();
     test_measure();
     test_refused();
     test_net_settings();
