@@ -1098,8 +1098,9 @@ FO_API fo_result fo_scores_rows(fo_workspace *ws, const void *rows, fo_dtype typ
 /* The model that `ratio` compares with; it must outlive the workspace. */
 FO_API fo_result fo_workspace_background(fo_workspace *ws, fo_flow *background);
 
-/* The length in nats of a picture's lossless code, channel by channel, by a small predictive coder:
-   how complex is it? pixels[c][h][w]. */
+/* The length in nats of a picture's lossless code, by a small predictive coder: how complex is it?
+   pixels[c][h][w]; three channels are taken for R, G, B and coded as G, R - G and B - G modulo 256,
+   others one by one. */
 FO_API double fo_code_length(const unsigned char *pixels, fo_shape shape);
 
 /* Decisions from p-values. A p-value here is conformal (Vovk et al. 2005): the rank of a sample's
@@ -4657,7 +4658,8 @@ double fo_martingale_add(fo_martingale *m, double statistic) {
               code says how much of that is simplicity alone (Serra et al., ICLR 2020)
    How        every pixel is predicted from its neighbours by the median rule of LOCO-I (Weinberger,
               Seroussi and Sapiro 2000); the residual is written bit by bit, each bit with a
-              probability that has learned from the bits before it in the same picture. Only the
+              probability that has learned from the bits before it in the same picture. Colours
+              rise and fall together, so of R, G, B what is coded is G, R - G, B - G. Only the
               ideal length is made: minus the log of the product of all probabilities
    Cost       about 20 microseconds for 28 x 28 pixels; 5 KB of the stack
    ============================================================================================= */
@@ -4716,7 +4718,13 @@ static void fo__code_residual(fo__coder *c, int context, int e) {
     }
 }
 
-static double fo__code_channel(const unsigned char *x, int h, int w) {
+/* A plane of a picture: a channel x, or what x has over the channel `base`, modulo 256 and around
+   128, from which x can be had back. */
+static int fo__plane_at(const unsigned char *x, const unsigned char *base, int i) {
+    return base ? (x[i] - base[i] + 128) & 255 : x[i];
+}
+
+static double fo__code_plane(const unsigned char *x, const unsigned char *base, int h, int w) {
     fo__coder c;
     int       i, j, y, k;
     memset(&c, 0, sizeof c);
@@ -4724,14 +4732,17 @@ static double fo__code_channel(const unsigned char *x, int h, int w) {
     for (i = 0; i < FO__CONTEXTS; i++)
         for (j = 0; j < FO__MODELS; j++)
             c.model[i][j].one = 0.5;
-    for (y = 0; y < h; y++)
-        for (k = 0; k < w; k++, x++) {
-            const int west  = k ? x[-1] : y ? x[-w] : 0, north = y ? x[-w] : west;
-            const int nw    = y && k ? x[-w - 1] : north, ne = y && k + 1 < w ? x[-w + 1] : north;
+    for (y = 0, i = 0; y < h; y++)
+        for (k = 0; k < w; k++, i++) {
+            const int above = y ? fo__plane_at(x, base, i - w) : 0;
+            const int west  = k ? fo__plane_at(x, base, i - 1) : above, north = y ? above : west;
+            const int nw    = y && k ? fo__plane_at(x, base, i - w - 1) : north;
+            const int ne    = y && k + 1 < w ? fo__plane_at(x, base, i - w + 1) : north;
             const int least = FO__MIN(west, north), most = FO__MAX(west, north);
             const int guess = nw >= most ? least : nw <= least ? most : west + north - nw;
             const int activity = abs(west - nw) + abs(nw - north) + abs(north - ne);
-            fo__code_residual(&c, FO__MIN(fo__bit_count(activity), FO__CONTEXTS - 1), *x - guess);
+            fo__code_residual(&c, FO__MIN(fo__bit_count(activity), FO__CONTEXTS - 1),
+                              fo__plane_at(x, base, i) - guess);
         }
     return c.nats - log(c.product);
 }
@@ -4743,7 +4754,8 @@ double fo_code_length(const unsigned char *pixels, fo_shape shape) {
     if (pixels == NULL || fo_shape_count(shape) == 0)
         return 0;
     for (c = 0; c < shape.c; c++)
-        nats += fo__code_channel(pixels + (size_t)c * plane, shape.h, shape.w);
+        nats += fo__code_plane(pixels + (size_t)c * plane,
+                               shape.c == 3 && c != 1 ? pixels + plane : NULL, shape.h, shape.w);
     return nats;
 }
 

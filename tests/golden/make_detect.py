@@ -30,3 +30,52 @@ print("flatness %.15g" % (np.log(power).mean() - np.log(power.mean())))
 pca = PCA(2, svd_solver="full").fit(ROWS)
 offset = QUERY - pca.mean_
 print("residual %.15g" % (offset @ offset - ((pca.components_ @ offset) ** 2).sum()))
+
+
+def code_length(plane):
+    """Of a plane of whole numbers, in nats: >>coder of flowood.h, bit by bit."""
+    height, width = plane.shape
+    one, seen, nats = {}, {}, 0.0
+
+    def bit(context, name, value):
+        nonlocal nats
+        key = context, name
+        p = one.get(key, 0.5)
+        nats -= np.log(p if value else 1 - p)
+        n = seen.get(key, 0)
+        rate = 1 / (n + 2) if n < 48 else 0.02
+        seen[key] = n + 1
+        one[key] = min(max(p + rate * (value - p), 1e-3), 1 - 1e-3)
+
+    for y in range(height):
+        for x in range(width):
+            def at(dy, dx, other):
+                inside = 0 <= y + dy and 0 <= x + dx < width
+                return int(plane[y + dy, x + dx]) if inside else other
+            west = at(0, -1, at(-1, 0, 0))
+            north = at(-1, 0, west)
+            corner, east = (at(-1, -1, north), at(-1, 1, north)) if y else (north, north)
+            guess = sorted((west, north, west + north - corner))[1]
+            activity = abs(west - corner) + abs(corner - north) + abs(north - east)
+            context = min(activity.bit_length(), 8)
+            error = int(plane[y, x]) - guess
+            size, bits = abs(error), abs(error).bit_length()
+            bit(context, "zero", error == 0)
+            if error == 0:
+                continue
+            bit(context, "sign", error < 0)
+            for j in range(bits - 1):
+                bit(context, ("size", j), 1)
+            if bits < 8:
+                bit(context, ("size", bits - 1), 0)
+            if bits > 1:
+                bit(context, ("next", bits), size >> (bits - 2) & 1)
+                nats += (bits - 2) * np.log(2)
+    return nats
+
+
+c, y, x = np.ogrid[:3, :7, :9]
+picture = (90 + 31 * y + 7 * x + y * x % 5 + c * (y % 3) * 40) % 256
+print("code length: grey %.15g" % code_length(picture[0]), end=" ")
+print("colour %.15g" % (code_length(picture[1]) + code_length((picture[0] - picture[1] + 128) % 256) +
+                        code_length((picture[2] - picture[1] + 128) % 256)))
