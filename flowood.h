@@ -46,7 +46,8 @@
 
    >>contents      search for >>name
 
-     MANUAL   about  program  contents  build  glossary  contracts  math
+     MANUAL   about  program  contents  build  glossary  contracts  lifetimes  checkpoints
+              history  math
      API      api-core  api-data  api-tape  api-ops  api-nets  api-masks  api-flow  api-layers
               api-trace  api-train  api-detect  api-check
      IMPL     platform  memory  random  parallel  simd  kernels  gzip  data  write  archive
@@ -105,13 +106,60 @@
                   choose other kernels, which agree to rounding.
      Numbers      logdets and log-likelihoods accumulate in double. NaN is reported with the layer,
                   place and sample where it arose.
-     Threads      a trained flow may be scored by many threads, each with a context and a workspace
-                  of its own, as long as nobody trains it.
+     Threads      a trained flow may be scored by many threads at once: see >>lifetimes.
      Files        hostile until proven otherwise: a flow in a file may have no more weights than
                   the file, and layers x elements (a layer counts 512 more) of 2M or 2 a byte, so
                   that a file of 1 MB costs at most 2 s and 256 MB. Written to NAME.xxxxxxxx.part
                   (which a killed program leaves behind), synced, then renamed: at any moment, and
                   whoever writes, NAME is one whole file. What we write carries a checksum.
+
+   >>lifetimes     how long things must live, and what threads may do
+
+     context      owns all that was made with it. fo_close frees it; fo_..._free frees one object
+                  earlier, and the strings, arrays and pointers that it gave out with it.
+     samples      the rows of a fo_data_view and the bytes of a fo_archive_open_memory are yours,
+                  and stay in place as long as the object. A fo_data_part has the rows of its data:
+                  free it first. fo_load_flow_memory copies.
+     training     data, held_out and negative, until training ends. Of a fo_batch z is good until
+                  fo_trainer_backward, the rest until the next fo_trainer_forward.
+     tape         your fo_op and fo_norm, as long as the tape; args are copied.
+     registered   nets, masks, layers and scores are copied with their texts; where `user` points
+                  must live as long as the context. What a fo_net, a fo_mask and desc structs point
+                  to is needed during the call only, but for the data, functions and user in them.
+     workspace    once its flow, or its background flow, is freed, it may only be freed.
+     texts        fo_error until fo_clear_error; fo_detector_score until the detector is fitted anew
+                  or dropped; other texts as long as their object.
+
+     A context and all that was made with it is for one thread at a time. To score one flow from
+     many threads, open a context for each, with fo_desc.threads = 1 (each would use every core
+     otherwise), and make a workspace in each. The flow is ready for that once it was trained,
+     loaded or saved: see fo_workspace_create. Meanwhile nobody may train, calibrate, recalibrate
+     or free it, or set its weights. All of them may score the same fo_data.
+
+   >>checkpoints   what a file of fo_save holds, for those who read it with NumPy or PyTorch
+
+     NAME                       weights and buffers: fo_load_weights lists the names
+     ema.NAME                   the moving average of weight NAME, which scoring uses where it is
+     adam.m.NAME, adam.v.NAME   the optimizer's moments, for going on with training
+     detector.*                 what fo_calibrate fitted
+     metadata     flowood.text, the flow, and flowood.version (1), .seed, .train, .detector and
+                  .checksum, each a line of text
+
+     So the weights to load are ema.NAME where the file has it, else NAME. A file of fo_save_as
+     with weights_only (`flowood export`) has them all under NAME, and the detector.
+
+   >>history       versions, and what they promise
+
+     Within one major version a program that compiles goes on compiling, functions and text mean
+     what they meant, and files of earlier versions load; a file of a later format is refused. New
+     fields of desc structs come with a zero that means "as it was": clear them whole, by {0} or
+     memset. Last digits of numbers may change with kernels and compilers. What begins with fo__
+     promises nothing.
+
+     1.0.0  2026-11-25   the detector and its scores, held-out data, steps and layers of your own,
+                         models from memory, hostile files; errors are local
+     0.2.0  2026-11-24   the image models: RealNVP, Glow, convolutions, batch norm
+     0.1.0  2026-11-23   MLP flows, training, checkpoints, metrics
 
    >>math
 
@@ -160,6 +208,12 @@
 /* ================================================================================================
    >>api-core      contexts, errors, memory, random numbers
    ============================================================================================= */
+
+/* The version of this header, as 10000 major + 100 minor + patch and as text; fo_version is that
+   of the implementation that the program was linked with. */
+#define FLOWOOD_VERSION      10000
+#define FLOWOOD_VERSION_TEXT "1.0.0"
+FO_API int fo_version(void);
 
 /* The number type of every tensor. FLOWOOD_DOUBLE must be set the same way in every file. */
 #ifdef FLOWOOD_DOUBLE
@@ -612,9 +666,10 @@ FO_API fo_result fo_add_coupling(fo_flow *flow, fo_mask mask, fo_net net);
 /* Additive (NICE, Dinh et al. 2014): y = x + t. */
 FO_API fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net);
 
-/* Any layer by its line of text. Besides the above:
-     squeeze [order=alt]     C x H x W -> 4C x H/2 x W/2; unsqueeze goes back
-     split [keep=N]          the second half of the channels is latent from here on, or all but
+/* Any layer by its line of text. Besides the above, with the defaults of their settings:
+     logit alpha=0.05
+     squeeze order=plain     C x H x W -> 4C x H/2 x W/2; unsqueeze goes back; order=alt: RealNVP's
+     split                   the second half of the channels is latent from here on; keep=N: all but
                              the first N
      normalize               y = x sqrt(D)/|x|: how long x is no longer counts, and decode gives its
                              direction back. log p is then a density of directions: compare samples
@@ -624,8 +679,8 @@ FO_API fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net);
                              eigenvalues that a fifth of the samples chooses. Needs 2 samples, up to
                              4,096 elements; takes about 20 D^3 multiply-adds, seconds for 1,280
      actnorm                 y = (x + bias) exp(log_scale) per channel, measured on the first batch
-     conv1x1 [lu=1]          an invertible C x C matrix at every pixel
-     permute seed=N | reverse=1   channels in another, fixed order
+     conv1x1 lu=0            an invertible C x C matrix at every pixel; lu=1: by its LU parts
+     permute seed=0          channels in another, fixed order; reverse=1: in that of the last first
    or a registered one: see >>api-layers. */
 FO_API fo_result fo_add_layer(fo_flow *flow, const char *line);
 
@@ -673,7 +728,8 @@ FO_API fo_param_info fo_param_at(const fo_flow *flow, int i);
    ask for them anew. */
 FO_API const fo_real *fo_params(fo_flow *flow, int64_t *count);
 /* Replaces all of them. What training knew about the old ones is forgotten: the moving average and
-   the moments of the optimizer begin anew, steps count from 0; its settings stay. */
+   the moments of the optimizer begin anew, steps count from 0; its settings stay. While a trainer
+   is open on the flow this and fo_load_weights are errors: close it first. */
 FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_t count);
 
 /* What one thread needs to run a flow on up to `batch` (0: 256) samples at a time. It belongs to
@@ -946,6 +1002,9 @@ FO_API fo_train_desc fo_flow_train_desc(const fo_flow *flow); /* defaults resolv
 FO_API int64_t   fo_flow_steps(const fo_flow *flow);          /* since training began */
 /* Of the held-out data, if the weights are those of its best measurement; else NaN. */
 FO_API double    fo_flow_held_out_bpd(const fo_flow *flow);
+/* How many samples were held out of its last training, none of which may be trained on later; -1:
+   not known, as in files from before this was noted. */
+FO_API int64_t   fo_flow_held_out_count(const fo_flow *flow);
 /* A ready progress function: a moving line on a terminal, plain lines elsewhere (stderr). */
 FO_API int fo_progress_bar(void *user, const fo_progress *progress);
 
@@ -1657,6 +1716,8 @@ static char *fo__strdup(fo__arena *arena, const char *text) {
     char *copy = (char *)fo__arena_alloc(arena, strlen(text) + 1);
     return copy ? strcpy(copy, text) : NULL;
 }
+
+int fo_version(void) { return FLOWOOD_VERSION; }
 
 fo_result fo_failed(const fo_context *fo) { return fo ? fo->first : FO_ERR_MEMORY; }
 
@@ -7810,10 +7871,10 @@ fo_result fo_register_net(fo_context *fo, const fo_net_kind *kind) {
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_net: a build function is needed");
     if (fo__settings_copy(fo, "fo_register_net", kind->settings[0].name ? kind->settings
                                                      : every[kind->image != 0], settings) != FO_OK)
-        return FO_ERR_ARGUMENT;
+        return fo->failed;
     row = (fo__net_row *)fo__row_add(fo, FO__A_NET, "fo_register_net", kind->name, sizeof *row);
     if (row == NULL)
-        return FO_ERR_ARGUMENT;
+        return fo->failed;
     row->kind      = *kind;
     row->kind.name = row->head.name;
     memcpy(row->kind.settings, settings, sizeof settings);
@@ -7953,7 +8014,7 @@ fo_result fo_register_mask(fo_context *fo, const char *name, fo_mask_fn fn, void
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_mask: a function is needed");
     row = (fo__mask_row *)fo__row_add(fo, FO__A_MASK, "fo_register_mask", name, sizeof *row);
     if (row == NULL)
-        return FO_ERR_ARGUMENT;
+        return fo->failed;
     row->fn           = fn;
     row->user         = user;
     row->input_factor = 1;
@@ -8101,15 +8162,17 @@ fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind) {
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_register_layer: a kind is needed, and a layer "
                         "that conditions has a backward: it is no front layer");
     if (fo__settings_copy(fo, "fo_register_layer", kind->settings, settings) != FO_OK)
-        return FO_ERR_ARGUMENT;
+        return fo->failed;
     row = (fo__layer_row *)fo__row_add(fo, FO__A_LAYER, "fo_register_layer", kind->name,
                                        sizeof *row);
     if (row == NULL)
-        return FO_ERR_ARGUMENT;
+        return fo->failed;
     row->kind      = *kind;
     row->kind.name = row->head.name;
+    if (kind->advice)
+        row->kind.advice = fo__strdup(&fo->arena, kind->advice);
     memcpy(row->kind.settings, settings, sizeof settings);
-    return FO_OK;
+    return fo->failed;
 }
 
 /* A kind with nothing but its name: each block below fills in what its layer has. */
@@ -9530,6 +9593,7 @@ typedef struct fo__train_state { /* what a checkpoint needs to go on */
     int64_t       step, seen, skipped; /* steps, samples, steps dropped for NaN */
     int           has_best;            /* these weights were the best on held-out data, at */
     double        best;                /* so many bpd */
+    int64_t       held_out;            /* samples of them; -1: not known */
     fo_train_desc desc;                /* resolved; of the preset before the first step */
 } fo__train_state;
 
@@ -9988,8 +10052,15 @@ const fo_real *fo_params(fo_flow *flow, int64_t *count) {
     return fo__values_for(flow, 0);
 }
 
-/* The weights are others now: moments and moving average begin anew. Their blocks stay, for
-   there may be a trainer at work on them. */
+/* May the weights be replaced? A trainer would go on with moments of others, and end with them. */
+static fo_result fo__weights_free(fo_flow *flow, const char *call) {
+    if (flow->training)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: the flow is being trained: end that first "
+                        "(fo_trainer_close)", call);
+    return FO_OK;
+}
+
+/* The weights are others now: moments and moving average begin anew. */
 static void fo__train_forget(fo_flow *flow) {
     fo__train_state *t    = &flow->train;
     const size_t     size = (size_t)flow->params.size * sizeof *flow->values;
@@ -10007,7 +10078,8 @@ static void fo__train_forget(fo_flow *flow) {
 fo_result fo_set_params(fo_flow *flow, const fo_real *values, int64_t count) {
     if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
-    if (fo__flow_ready(flow->fo, flow) != FO_OK)
+    if (fo__flow_ready(flow->fo, flow) != FO_OK ||
+        fo__weights_free(flow, "fo_set_params") != FO_OK)
         return flow->fo->failed;
     if (values == NULL || count != flow->params.size)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_set_params: %lld values given, the flow has "
@@ -11912,13 +11984,15 @@ fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_d
         tr->before.values = tr->before.buffer_values = NULL; /* nothing is in them */
     if (tr->measured && tr->result == FO_OK)
         memcpy(tr->measured, flow->buffer_values, (size_t)flow->buffers.size * sizeof(fo_real));
-    if (tr->result == FO_OK && flow->train.has_best && tr->desc.held_out)
-        fo__train_measure(tr); /* what the flow has now is the best so far */
-    tr->fresh = tr->improved = 0;
     if (tr->result == FO_OK) {
-        flow->train.desc = tr->desc;
-        return tr;
+        flow->train.desc     = tr->desc;
+        flow->train.held_out = fo_data_count(tr->desc.held_out);
+        if (flow->train.has_best && tr->desc.held_out)
+            fo__train_measure(tr); /* what the flow has now is the best so far */
     }
+    tr->fresh = tr->improved = 0;
+    if (tr->result == FO_OK)
+        return tr;
     fo_trainer_close(tr);
     return NULL;
 }
@@ -12148,6 +12222,8 @@ int64_t fo_flow_steps(const fo_flow *flow) { return flow ? flow->train.step : 0;
 double fo_flow_held_out_bpd(const fo_flow *flow) {
     return flow && flow->train.has_best ? flow->train.best : (double)NAN;
 }
+
+int64_t fo_flow_held_out_count(const fo_flow *flow) { return flow ? flow->train.held_out : 0; }
 
 int fo_progress_bar(void *user, const fo_progress *p) {
     int    live = fo__isatty(stderr), left;
@@ -13457,6 +13533,7 @@ static fo_result fo__detector_read(fo_flow *flow, const fo_archive *archive, con
               before memory is asked for
    Callers    users
    ============================================================================================= */
+#define FO__FORMAT "1" /* of the file: another number is for files that this code would misread */
 
 typedef struct fo__saved_block {
     const fo_flow    *flow;
@@ -13496,6 +13573,8 @@ static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
     at = (size_t)snprintf(text, size, "seed=%llu step=%lld seen=%lld skipped=%lld",
                           (unsigned long long)d.seed, (long long)t->step, (long long)t->seen,
                           (long long)t->skipped);
+    if (t->held_out >= 0)
+        at += (size_t)snprintf(text + at, size - at, " held_out=%lld", (long long)t->held_out);
     for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
         const fo__train_field *field = &fo__train_fields[i];
         fo__print_double(number, sizeof number, fo__train_get(&d, i) - field->zero, 17);
@@ -13523,7 +13602,8 @@ static int fo__train_note_set(fo__train_state *t, const char *key, double value)
             fo__train_set(&t->desc, i, value);
         }
     count = strcmp(key, "step") == 0 ? &t->step : strcmp(key, "seen") == 0 ? &t->seen
-            : strcmp(key, "skipped") == 0 ? &t->skipped : NULL;
+            : strcmp(key, "skipped") == 0 ? &t->skipped
+            : strcmp(key, "held_out") == 0 ? &t->held_out : NULL;
     if (count && !(value >= 0 && value < 1e15))
         return 0;
     if (count)
@@ -13549,6 +13629,7 @@ static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const c
     fo_train_desc none;
     char          key[32], word[64];
     double        value;
+    t->held_out = -1;
     while (fo__next_word(&text, '=', key, sizeof key) &&
            fo__next_word(&text, ' ', word, sizeof word)) {
         if (!fo__parse_double(word, &value) || !fo__train_note_set(t, key, value))
@@ -13632,7 +13713,7 @@ static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_n
     char        *train = (char *)fo__arena_alloc(arena, size);
     char        *seed  = (char *)fo__arena_alloc(arena, 24);
     int          n     = 3;
-    notes[0].key = "flowood.version", notes[0].text = "1";
+    notes[0].key = "flowood.version", notes[0].text = FO__FORMAT;
     notes[1].key = "flowood.text", notes[1].text = fo_flow_text(flow);
     notes[2].key = "flowood.seed", notes[2].text = seed;
     notes[3].key = "flowood.train", notes[3].text = train;
@@ -13890,6 +13971,8 @@ fo_result fo_load_weights(fo_flow *flow, const char *path) {
     fo_archive *archive;
     if (!FO__BEGIN(flow))
         return FO_ERR_ARGUMENT;
+    if (fo__weights_free(flow, "fo_load_weights") != FO_OK)
+        return flow->fo->failed;
     archive = fo_archive_open(flow->fo, path);
     if (archive && fo__read_weights(flow, archive, path, 1) == FO_OK)
         fo__train_forget(flow);
@@ -13943,8 +14026,7 @@ static fo__limits fo__limits_of(const fo_archive *archive, const char *path) {
     return limits;
 }
 
-/* The archive is freed. */
-/* Of scoring's noise. Files from before it was noted have that of training. */
+/* The seed of scoring's noise. Files from before it was noted have that of training. */
 static fo_result fo__read_seed(fo_flow *flow, const fo_archive *archive, const char *path) {
     const char *note = fo_archive_note(archive, "flowood.seed");
     size_t      n    = note ? strspn(note, "0123456789") : 0;
@@ -13957,14 +14039,19 @@ static fo_result fo__read_seed(fo_flow *flow, const fo_archive *archive, const c
     return FO_OK;
 }
 
+/* The archive is freed. */
 static fo_flow *fo__flow_from(fo_context *fo, fo_archive *archive, const char *path) {
     const char *text   = fo_archive_note(archive, "flowood.text");
+    const char *format = fo_archive_note(archive, "flowood.version");
     fo_flow    *flow   = NULL;
     fo__limits  limits = fo__limits_of(archive, path);
     if (archive && text == NULL)
         fo__fail(fo, FO_ERR_FORMAT, "%s: no architecture in it (flowood.text): build the flow in "
                  "code and use fo_load_weights", path);
-    if (text)
+    if (format && strcmp(format, FO__FORMAT) != 0)
+        fo__fail(fo, FO_ERR_FORMAT, "%s: is of format %.20s, and flowood " FLOWOOD_VERSION_TEXT
+                 " reads format " FO__FORMAT ": take a newer one", path, format);
+    else if (text)
         flow = fo__flow_parse(fo, text, &limits);
     if (flow && (fo__read_weights(flow, archive, path, 0) != FO_OK ||
                  fo__read_train(flow, archive, path) != FO_OK ||

@@ -37,6 +37,12 @@ static void judge(int good, const char *file, int line, const char *name, const 
 static void contexts(void) {
     uint32_t four[4];
     fo_real  r;
+    char     text[16];
+    snprintf(text, sizeof text, "%d.%d.%d", FLOWOOD_VERSION / 10000, FLOWOOD_VERSION / 100 % 100,
+             FLOWOOD_VERSION % 100);
+    CHECK(strcmp(text, FLOWOOD_VERSION_TEXT) == 0);
+    CHECK(fo_version() == FLOWOOD_VERSION);
+    note("fo_version");
     note("fo_open"), note("fo_close"), note("fo_clock"); /* fo_open(NULL) is the common way */
     fo_close(NULL);
     CHECK(fo_get_desc(NULL).threads == 0 && fo_memory(NULL).now == 0);
@@ -359,6 +365,11 @@ static void flows(void) {
     FAILS(fo_set_params, flow, values, -1);
 }
 
+static int look(void *user, const fo_view *view) {
+    (void)user;
+    return view == NULL;
+}
+
 static void workspaces(void) {
     const unsigned char row[16] = {0};
     double              out[8];
@@ -397,6 +408,12 @@ static void workspaces(void) {
     RANGES(fo_score, out, "likelihood");
     FAILS(fo_score, ws, data, 0, 1, NULL, out);
     FAILS(fo_score_rows, ws, row, FO_U8, 1, NULL, out);
+    MUTE(fo_trace, NULL, data, 0, 1, 0, look, NULL);
+    FAILS(fo_trace, ws, NULL, 0, 1, 0, look, NULL);
+    FAILS(fo_trace, ws, data, -1, 1, 0, look, NULL);
+    FAILS(fo_trace, ws, data, 0, -1, 0, look, NULL);
+    FAILS(fo_trace, ws, data, 0, 1, 0, NULL, NULL);
+    FAILS(fo_trace, ws, data, 0, 1, -2, look, NULL);
     MUTE(fo_decode, NULL, z, 1, z, NULL);
     FAILS(fo_decode, ws, NULL, 1, z, NULL);
     FAILS(fo_decode, ws, z, 1, NULL, NULL);
@@ -461,6 +478,7 @@ static void training(void) {
     CHECK(fo_flow_train_desc(NULL).batch == 0);
     note("fo_flow_train_desc");
     GIVES(0, fo_flow_steps, NULL);
+    GIVES(0, fo_flow_held_out_count, NULL);
     CHECK(fo_flow_held_out_bpd(NULL) != fo_flow_held_out_bpd(NULL));
     note("fo_flow_held_out_bpd");
     CALL(fo_progress_bar, NULL, NULL);

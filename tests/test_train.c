@@ -603,7 +603,7 @@ static void test_huge(void) {
 /* ---- the same bits --------------------------------------------------------------------------- */
 
 /* Trains four steps; the weights come back in a malloc, the memory it took in *peak. */
-static fo_real *train_once(int threads, double memory_mb, size_t *peak, int64_t *n) {
+static fo_real *train_once(int threads, double memory_mb, int held_out, size_t *peak, int64_t *n) {
     fo_context   *fo   = open_with(5, FO_SIMD_AUTO, threads);
     fo_flow      *flow = fo_flow_parse(fo, "input 1x8x8\ndequantize\nlogit alpha=0.05\n"
                                            "6* coupling mask=cycle:% hidden=100 depth=2\n"
@@ -611,8 +611,11 @@ static fo_real *train_once(int threads, double memory_mb, size_t *peak, int64_t 
     watch         w;
     fo_train_desc d = plain(&w, 4, 48);
     fo_real      *copy, *values;
+    fo_data      *data = make_data(fo, 60, shape_of(1, 8, 8));
     d.memory_mb = memory_mb, d.clip = 1;
-    CHECK(fo_train(flow, make_data(fo, 60, shape_of(1, 8, 8)), &d) == FO_OK);
+    d.held_out  = held_out ? fo_data_part(data, 0, 8) : NULL;
+    CHECK(fo_train(flow, data, &d) == FO_OK);
+    CHECK(fo_flow_held_out_count(flow) == 8 * held_out);
     values = weights_of(flow, n);
     copy   = (fo_real *)malloc((size_t)*n * sizeof *copy);
     memcpy(copy, values, (size_t)*n * sizeof *copy);
@@ -626,16 +629,21 @@ static void test_same_bits(void) {
         {1, 0.3}, {1, 0.1}, {1, 1e-9}, {1, 1e9}, {2, 0}, {3, 0.1}};
     size_t   peak0, peak[COUNT(ways)];
     int64_t  n0 = 0, n = 0;
-    fo_real *base = train_once(1, 0, &peak0, &n0);
+    fo_real *base = train_once(1, 0, 0, &peak0, &n0);
     int      i;
     for (i = 0; i < COUNT(ways); i++) {
-        fo_real *other = train_once(ways[i].threads, ways[i].mb, &peak[i], &n);
+        fo_real *other = train_once(ways[i].threads, ways[i].mb, 0, &peak[i], &n);
         CHECK(n == n0 && memcmp(base, other, (size_t)n * sizeof *base) == 0);
         free(other);
     }
     CHECK(peak[0] < peak0 && peak[1] <= peak[0] && peak[2] <= peak[1] && peak[3] == peak0);
     CHECK(peak0 - peak[2] > 60000 * sizeof(fo_real)); /* activations of six of seven */
     free(base);
+    free(train_once(1, 0, 1, &peak[0], &n)); /* the state that held-out data keep counts, too: */
+    free(train_once(1, 5.0 * (double)n * sizeof(fo_real) / 1e6, 1, &peak[1], &n));
+    free(train_once(1, 5.0 * (double)n * sizeof(fo_real) / 1e6, 0, &peak[2], &n));
+    CHECK(peak[0] - peak0 > 3 * (size_t)n * sizeof(fo_real) && peak[2] == peak0);
+    CHECK(peak[0] - peak[1] > 30000 * sizeof(fo_real)); /* it takes from the activations */
 }
 
 static void test_presets(void) {
@@ -722,7 +730,8 @@ static void test_bad_descs(void) {
 
 /* A copy of the checkpoint `from` with one thing changed. */
 enum { SAME, NO_TEXT, OTHER_TEXT, BAD_TEXT, NO_WEIGHT, WRONG_SHAPE, WRONG_RANK, WRONG_TYPE,
-       NO_MOMENT, WRONG_MOMENT, BAD_STATE, MINUS_STATE, NO_EMA, NO_BUFFER, NO_FIRST };
+       NO_MOMENT, WRONG_MOMENT, BAD_STATE, MINUS_STATE, NO_EMA, NO_BUFFER, NO_FIRST,
+       LATER };
 
 static void tamper(fo_context *fo, const char *from, const char *to, int what) {
     fo_archive *a = fo_archive_open(fo, from);
@@ -735,6 +744,8 @@ static void tamper(fo_context *fo, const char *from, const char *to, int what) {
                                        : fo_archive_note(a, "flowood.text");
     notes[2].text = what == BAD_STATE ? "seed=1 step=x" : what == MINUS_STATE
                     ? "seed=1 step=-3 seen=2" : fo_archive_note(a, "flowood.train");
+    if (what == LATER)
+        notes[0].text = "2";
     if (what == NO_TEXT)
         notes[1] = notes[0], notes[1].key = "other";
     for (i = 0; i < fo_archive_count(a); i++) {
@@ -774,7 +785,7 @@ static void test_checkpoints(void) {
         {NO_MOMENT, {NULL, NULL}, 0}, {WRONG_MOMENT, {"adam.v.1.net.0.weight", "[12]"}, 0},
         {BAD_STATE, {"training state", "step"}, 0}, {MINUS_STATE, {"training state", ""}, 0},
         {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0},
-        {NO_FIRST, {" 1.scale", "missing"}, 0}}; /* and not adam.m.1.scale in its place */
+        {LATER, {"format 2", "take a newer one"}, 0}, {NO_FIRST, {" 1.scale", "missing"}, 0}}; /* and not adam.m.1.scale in its place */
     static fo_real rows[20][4];
     const char    *path = FILE_NAME("good"), *bad = FILE_NAME("bad");
     fo_context    *fo = open_with(5, FO_SIMD_AUTO, 1);
@@ -1424,6 +1435,8 @@ static void test_trainer_bits(void) {
                 CHECK(fo_trainer_backward(tr, dlog_prob, NULL) == FO_OK);
                 CHECK(fo_train(flow, data, &d) == FO_ERR_ARGUMENT); /* one trainer at a time */
                 fo_clear_error(fo);
+                REFUSED(fo_set_params(flow, flow->values, flow->params.size), "being trained");
+                REFUSED(fo_load_weights(flow, "none"), "the flow is being trained");
                 CHECK(fo_trainer_update(tr) == FO_OK);
             }
         CHECK(way == 0 || fo_trainer_close(tr) == FO_OK);
