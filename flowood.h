@@ -1002,8 +1002,9 @@ FO_API fo_train_desc fo_flow_train_desc(const fo_flow *flow); /* defaults resolv
 FO_API int64_t   fo_flow_steps(const fo_flow *flow);          /* since training began */
 /* Of the held-out data, if the weights are those of its best measurement; else NaN. */
 FO_API double    fo_flow_held_out_bpd(const fo_flow *flow);
-/* How many samples were held out of its last training, none of which may be trained on later; -1:
-   not known, as in files from before this was noted. */
+/* How many samples its last training had, and how many held-out ones, which must not be trained on
+   later; -1: not known, as in files from before this was noted. */
+FO_API int64_t   fo_flow_train_count(const fo_flow *flow);
 FO_API int64_t   fo_flow_held_out_count(const fo_flow *flow);
 /* A ready progress function: a moving line on a terminal, plain lines elsewhere (stderr). */
 FO_API int fo_progress_bar(void *user, const fo_progress *progress);
@@ -9593,7 +9594,7 @@ typedef struct fo__train_state { /* what a checkpoint needs to go on */
     int64_t       step, seen, skipped; /* steps, samples, steps dropped for NaN */
     int           has_best;            /* these weights were the best on held-out data, at */
     double        best;                /* so many bpd */
-    int64_t       held_out;            /* samples of them; -1: not known */
+    int64_t       samples, held_out;   /* of the last training; -1: not known */
     fo_train_desc desc;                /* resolved; of the preset before the first step */
 } fo__train_state;
 
@@ -11986,6 +11987,7 @@ fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_d
         memcpy(tr->measured, flow->buffer_values, (size_t)flow->buffers.size * sizeof(fo_real));
     if (tr->result == FO_OK) {
         flow->train.desc     = tr->desc;
+        flow->train.samples  = tr->count;
         flow->train.held_out = fo_data_count(tr->desc.held_out);
         if (flow->train.has_best && tr->desc.held_out)
             fo__train_measure(tr); /* what the flow has now is the best so far */
@@ -12223,6 +12225,7 @@ double fo_flow_held_out_bpd(const fo_flow *flow) {
     return flow && flow->train.has_best ? flow->train.best : (double)NAN;
 }
 
+int64_t fo_flow_train_count(const fo_flow *flow) { return flow ? flow->train.samples : 0; }
 int64_t fo_flow_held_out_count(const fo_flow *flow) { return flow ? flow->train.held_out : 0; }
 
 int fo_progress_bar(void *user, const fo_progress *p) {
@@ -13573,8 +13576,9 @@ static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
     at = (size_t)snprintf(text, size, "seed=%llu step=%lld seen=%lld skipped=%lld",
                           (unsigned long long)d.seed, (long long)t->step, (long long)t->seen,
                           (long long)t->skipped);
-    if (t->held_out >= 0)
-        at += (size_t)snprintf(text + at, size - at, " held_out=%lld", (long long)t->held_out);
+    if (t->samples >= 0)
+        at += (size_t)snprintf(text + at, size - at, " samples=%lld held_out=%lld",
+                               (long long)t->samples, (long long)t->held_out);
     for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
         const fo__train_field *field = &fo__train_fields[i];
         fo__print_double(number, sizeof number, fo__train_get(&d, i) - field->zero, 17);
@@ -13603,6 +13607,7 @@ static int fo__train_note_set(fo__train_state *t, const char *key, double value)
         }
     count = strcmp(key, "step") == 0 ? &t->step : strcmp(key, "seen") == 0 ? &t->seen
             : strcmp(key, "skipped") == 0 ? &t->skipped
+            : strcmp(key, "samples") == 0 ? &t->samples
             : strcmp(key, "held_out") == 0 ? &t->held_out : NULL;
     if (count && !(value >= 0 && value < 1e15))
         return 0;
@@ -13629,7 +13634,7 @@ static fo_result fo__train_note_read(fo_context *fo, fo__train_state *t, const c
     fo_train_desc none;
     char          key[32], word[64];
     double        value;
-    t->held_out = -1;
+    t->samples = t->held_out = -1;
     while (fo__next_word(&text, '=', key, sizeof key) &&
            fo__next_word(&text, ' ', word, sizeof word)) {
         if (!fo__parse_double(word, &value) || !fo__train_note_set(t, key, value))

@@ -11,7 +11,6 @@
 #include "tool_eval.h"
 #include "tool_train.h"
 
-#define VERSION "1.0"
 
 /* ---- sample ---------------------------------------------------------------------------------- */
 
@@ -216,7 +215,7 @@ int main(int argc, char **argv) {
         if (strcmp(word, help[h]) == 0)
             return cli_help(&program, NULL);
     if (strcmp(word, "--version") == 0)
-        return puts("flowood " VERSION) < 0;
+        return puts("flowood " FLOWOOD_VERSION_TEXT) < 0;
     if (argc < 2)
         return cli_usage("a command is needed");
     for (k = 0; k < program.n_commands && strcmp(word, commands[k].name) != 0; k++)

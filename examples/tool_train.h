@@ -262,6 +262,11 @@ static void hold_out(run *r) {
     if (k == n && n > 0)
         fo_fail(r->fo, FO_ERR_ARGUMENT, "--holdout %s: nothing of the %lld samples of %s is left "
                 "to train on", asked->text, (long long)n, r->o->data.text);
+    if (r->o->resume.given && fo_flow_train_count(r->flow) > 0 &&
+        fo_flow_train_count(r->flow) != n - k)
+        fo_fail(r->fo, FO_ERR_ARGUMENT, "%s was trained on %lld samples, these are %lld: give "
+                "--holdout and --limit as then, or it trains on samples that were held out",
+                r->o->resume.text, (long long)fo_flow_train_count(r->flow), (long long)(n - k));
     r->train = r->data;
     if (k > 0 && k < n) {
         r->train    = fo_data_part(r->data, 0, n - k);

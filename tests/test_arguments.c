@@ -478,6 +478,7 @@ static void training(void) {
     CHECK(fo_flow_train_desc(NULL).batch == 0);
     note("fo_flow_train_desc");
     GIVES(0, fo_flow_steps, NULL);
+    GIVES(0, fo_flow_train_count, NULL);
     GIVES(0, fo_flow_held_out_count, NULL);
     CHECK(fo_flow_held_out_bpd(NULL) != fo_flow_held_out_bpd(NULL));
     note("fo_flow_held_out_bpd");

@@ -32,6 +32,7 @@ works train "$tool" train --data $train --spec small --steps 6 --batch 32 --seed
 works "train, first half" "$tool" train --data $train --spec small --steps 3 --batch 32 --seed 3 --out half.st
 works resume "$tool" train --data $train --resume half.st --steps 6 --out resumed.st
 cmp -s whole.st resumed.st && ok || bad "resumed training differs from uninterrupted training"
+refuses 1 "half.st was trained on 540 samples, these are 590" "$tool" train --data $train --resume half.st --holdout 10 --out o
 for part in "--steps 3 --spec small --seed 3 --out h0.st" "--resume h0.st --steps 6 --out r0.st" "--steps 6 --spec small --seed 3 --out w0.st"; do
     works "resume without held-out samples" "$tool" train --data $train --batch 32 --holdout 0 $part
 done

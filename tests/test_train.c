@@ -785,7 +785,8 @@ static void test_checkpoints(void) {
         {NO_MOMENT, {NULL, NULL}, 0}, {WRONG_MOMENT, {"adam.v.1.net.0.weight", "[12]"}, 0},
         {BAD_STATE, {"training state", "step"}, 0}, {MINUS_STATE, {"training state", ""}, 0},
         {NO_EMA, {NULL, NULL}, 3}, {NO_BUFFER, {"0.std", "missing"}, 0},
-        {LATER, {"format 2", "take a newer one"}, 0}, {NO_FIRST, {" 1.scale", "missing"}, 0}}; /* and not adam.m.1.scale in its place */
+        {LATER, {"format 2", "take a newer one"}, 0},
+        {NO_FIRST, {" 1.scale", "missing"}, 0}}; /* and not adam.m.1.scale in its place */
     static fo_real rows[20][4];
     const char    *path = FILE_NAME("good"), *bad = FILE_NAME("bad");
     fo_context    *fo = open_with(5, FO_SIMD_AUTO, 1);
@@ -805,6 +806,8 @@ static void test_checkpoints(void) {
         other  = fo_load_flow(fo, bad);
         CHECK((other != NULL) == (ways[i].say[0] == NULL));
         CHECK(fo_flow_steps(other) == ways[i].steps);
+        CHECK(fo_flow_train_count(other) == (ways[i].say[0] ? 0 : 20));
+        CHECK(fo_flow_held_out_count(other) == 0);
         for (j = 0; j < 2 && ways[i].say[0]; j++) {
             if (strstr(fo_error(fo), ways[i].say[j]) == NULL)
                 printf("'%s' does not say '%s'\n", fo_error(fo), ways[i].say[j]);
