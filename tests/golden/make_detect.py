@@ -3,6 +3,7 @@ questions. Run it by hand where those are installed; the test itself needs no Py
 import numpy as np
 import scipy.stats as st
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 ROWS = np.array([
     0.126, 0.736, 2.32, 0.105, -0.071, 2.181, 1.304, 2.894, 1.648, -1.265, -0.247, 2.021,
@@ -77,5 +78,62 @@ def code_length(plane):
 c, y, x = np.ogrid[:3, :7, :9]
 picture = (90 + 31 * y + 7 * x + y * x % 5 + c * (y % 3) * 40) % 256
 print("code length: grey %.15g" % code_length(picture[0]), end=" ")
-print("colour %.15g" % (code_length(picture[1]) + code_length((picture[0] - picture[1] + 128) % 256) +
-                        code_length((picture[2] - picture[1] + 128) % 256)))
+red, blue = ((picture[k] - picture[1] + 128) % 256 for k in (0, 2))
+print("colour %.15g" % (code_length(picture[1]) + code_length(red) + code_length(blue)))
+
+# ---- every score: fitted to 50 samples, asked about three others (test_every_score) ----
+
+N, LAYERS, HEIGHT, WIDTH = 50, 3, 4, 6
+SIZE = HEIGHT * WIDTH
+
+
+def chance(sample, number):
+    return np.fmod(1e4 * np.sin(12.9898 * (sample + 1) + 78.233 * (number + 1)), 1)
+
+
+def mahalanobis(rows, query):
+    cov = np.atleast_2d(np.cov(rows.T))
+    cov += np.eye(len(cov)) * 1e-6 * np.trace(cov) / len(cov)
+    offset = query - rows.mean(0)
+    return offset @ np.linalg.solve(cov, offset)
+
+
+def flatness(z):
+    power = np.abs(np.fft.fft2(z.reshape(HEIGHT, WIDTH))).ravel()[1:] ** 2
+    return np.log(power).mean() - np.log(power.mean())
+
+
+sample = np.arange(N + 3)[:, None]
+far = np.where(sample < N, 1, sample - N + 1)  # the three others lie further and further out
+terms = far * 10 * chance(sample, np.arange(1 + LAYERS))
+log_prob = terms.sum(1)
+background = 10 * chance(sample[:, 0], 10)
+gradient = far * chance(sample, 20 + np.arange(LAYERS))
+z = far * sum(chance(sample, 100 * k + np.arange(SIZE)) for k in (1, 2, 3))
+pixels = np.floor(128 + 120 * chance(sample, 500 + np.arange(SIZE))).astype(int)
+pixels[:, -1] = 100 + pixels[:, -1] % 4  # what 23 components leave is this one's direction
+length = np.array([code_length(p.reshape(HEIGHT, WIDTH)) for p in pixels])
+states = np.stack([log_prob, terms[:, 0], log_prob - terms[:, 0]], 1)
+normal = np.stack([[np.log(anderson_darling(i)) for i in z], [flatness(i) for i in z],
+                   (z ** 2).sum(1)], 1)
+components = PCA(SIZE - 1, svd_solver="full").fit(pixels[:N])
+left = ((pixels - components.inverse_transform(components.transform(pixels))) ** 2).sum(1)
+kde = [st.gaussian_kde(column) for column in states[:N].T]
+near = NearestNeighbors(n_neighbors=1).fit(pixels[:N])
+limit = np.quantile(length[:N], 0.95, method="lower")
+scores = {
+    "likelihood": lambda i: -log_prob[i],
+    "latent": lambda i: -terms[i, 0],
+    "volume": lambda i: -terms[i, 1:].sum(),
+    "typicality": lambda i: abs(-log_prob[i] + log_prob[:N].mean()),
+    "complexity": lambda i: -log_prob[i] - min(length[i], limit),
+    "density-of-states": lambda i: -sum(k.logpdf(states[i, j])[0] for j, k in enumerate(kde)),
+    "layers": lambda i: mahalanobis(terms[:N, 1:], terms[i, 1:]),
+    "gradient": lambda i: -sum(st.norm(m, s).logpdf(g) - st.norm(m, s).logpdf(m) for m, s, g in
+                               zip(gradient[:N].mean(0), gradient[:N].std(0, ddof=1), gradient[i])),
+    "normality": lambda i: mahalanobis(normal[:N], normal[i]),
+    "ratio": lambda i: background[i] - log_prob[i],
+    "neighbour": lambda i: near.kneighbors(pixels[i:i + 1])[0][0, 0],
+    "pca": lambda i: left[i]}
+for name, score in scores.items():
+    print('{"%s", {%s}},' % (name, ", ".join("%.12g" % score(N + k) for k in range(3))))
