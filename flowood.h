@@ -876,6 +876,8 @@ struct fo_layer_kind {
     /* For fo_trace, of a layer that conditions, right after encode: raw s, s and t of row r, each
        at the places of the elements that change; they come as zeros. NULL: it has none. */
     void (*explain)(const fo_pass *pass, int64_t r, fo_real *raw_s, fo_real *s, fo_real *t);
+    /* For fo_flow_constants, of a layer that measures: did element i never change? Or NULL. */
+    int (*constant)(const fo_layer *layer, const fo_real *buffers, int64_t i);
 };
 /* The name of a built-in layer is refused; your own may be registered again. */
 FO_API fo_result fo_register_layer(fo_context *fo, const fo_layer_kind *kind);
@@ -7355,9 +7357,8 @@ static fo__row_head *fo__row_find(fo_context *fo, const char *where, fo__what wh
         return row;
     for (row = fo->registry->first[what]; row && at < sizeof known - 48; row = row->next)
         at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", row->name);
-    fo__fail(fo, FO_ERR_ARGUMENT, "%s%sunknown %s '%.40s': %s%s are known; make yours known with "
-             "%s first", where ? where : "", where ? ": " : "", noun[what], name, known,
-             what == FO__A_MASK ? ", map" : "", call[what]);
+    fo__fail(fo, FO_ERR_ARGUMENT, "%s%sunknown %s '%.40s': %s are known; make yours known with %s "
+             "first", where ? where : "", where ? ": " : "", noun[what], name, known, call[what]);
     return NULL;
 }
 
@@ -7371,7 +7372,7 @@ static fo__row_head *fo__row_add(fo_context *fo, fo__what what, const char *call
         return NULL;
     }
     row = fo__row_named(fo, what, name);
-    if ((row && row->builtin) || (what == FO__A_MASK && strcmp(name, "map") == 0)) {
+    if (row && row->builtin) {
         fo__fail(fo, FO_ERR_ARGUMENT, "%s: '%s' is the name of a built-in one: take another", call,
                  name);
         return NULL;
@@ -7579,21 +7580,22 @@ static fo_result fo__settings_copy(fo_context *fo, const char *call, const fo_se
    ============================================================================================= */
 typedef struct fo__net_row { fo__row_head head; fo_net_kind kind; } fo__net_row;
 
-#define FO__ACTIVATIONS "leaky_relu relu tanh softplus none"
+/* A row an activation behind the first, the default: its word, and what it makes of x. */
+#define FO__MORE_ACTIVATIONS(X)                                                                    \
+    X(relu, fo_relu(x)) X(tanh, fo_tanh(x)) X(softplus, fo_softplus(x)) X(none, x)
+#define FO__WORD(name, made) " " #name
+#define FO__ACTIVATIONS "leaky_relu" FO__MORE_ACTIVATIONS(FO__WORD)
 
 fo_tensor *fo_activation(fo_tensor *x, const char *act) {
     if (!fo__op_begin(x))
         return NULL;
     if (act == NULL || strcmp(act, "leaky_relu") == 0)
         return fo_leaky_relu(x, 0.01);
-    if (strcmp(act, "relu") == 0)
-        return fo_relu(x);
-    if (strcmp(act, "tanh") == 0)
-        return fo_tanh(x);
-    if (strcmp(act, "softplus") == 0)
-        return fo_softplus(x);
-    if (strcmp(act, "none") == 0)
-        return x;
+#define FO__ROW(name, made)                                                                        \
+    if (strcmp(act, #name) == 0)                                                                   \
+        return made;
+    FO__MORE_ACTIVATIONS(FO__ROW)
+#undef FO__ROW
     return fo__op_fail(x, FO_ERR_ARGUMENT, "unknown activation '%.40s': one of '%s' is needed",
                        act, FO__ACTIVATIONS);
 }
@@ -7990,7 +7992,7 @@ fo_mask fo_mask_map(const unsigned char *map) {
 
 typedef struct fo__mask_row {
     fo__row_head head;
-    fo_mask_fn   fn;
+    fo_mask_fn   fn;           /* NULL: its states are listed, by fo_mask.map or in the text */
     void        *user;
     double       input_factor; /* of the first batch norm of a network behind it */
     int          shuffled;     /* the map is shuffled, another way for every other phase */
@@ -8033,7 +8035,16 @@ static fo_result fo__masks_register(fo_context *fo) {
     row->image        = on_images;
     FO__MASKS(FO__ROW)
 #undef FO__ROW
-    return FO_OK;
+    row = (fo__mask_row *)fo__row_add(fo, FO__A_MASK, "fo_register_mask", "map", sizeof *row);
+    if (row)
+        row->input_factor = 1;
+    return fo->failed;
+}
+
+/* Are the states of a mask of this kind listed, one by one? */
+static int fo__mask_listed(const fo_context *fo, const char *kind) {
+    const fo__mask_row *row = (fo__mask_row *)fo__row_named(fo, FO__A_MASK, kind);
+    return row && row->fn == NULL;
 }
 
 /* The number below n for step i of a shuffle: 64 random bits, taken modulo n. */
@@ -8070,15 +8081,15 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
     if (!fo__begin(fo) || map == NULL || mask.kind == NULL || mask.phase < 0 || n < 1)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_mask_fill: a kind, a phase from 0 up, a shape and "
                         "room for the states are needed");
-    if (strcmp(mask.kind, "map") == 0) {
-        if (mask.map == NULL)
-            return fo__fail(fo, FO_ERR_ARGUMENT, "a mask of kind map needs a map");
-        memcpy(map, mask.map, (size_t)n);
-        return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
-    }
     row = (fo__mask_row *)fo__row_find(fo, NULL, FO__A_MASK, mask.kind);
     if (row == NULL)
         return fo->failed;
+    if (row->fn == NULL) {
+        if (mask.map == NULL)
+            return fo__fail(fo, FO_ERR_ARGUMENT, "a mask of kind %s needs a map", mask.kind);
+        memcpy(map, mask.map, (size_t)n);
+        return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
+    }
     fo__enter(fo);
     for (c = 0; c < shape.c; c++)
         for (y = 0; y < shape.h; y++)
@@ -8475,12 +8486,17 @@ static void fo__standardize_rows(fo_pass *p, int64_t begin, int64_t end) {
     }
 }
 
+static int fo__standardize_constant(const fo_layer *layer, const fo_real *buffers, int64_t i) {
+    return !(buffers[((const fo__standardize *)layer->own)->std + i] > 0);
+}
+
 static fo_layer_kind fo__standardize_kind(void) {
     fo_layer_kind kind = fo__layer_kind_of("standardize");
     kind.front   = 1;
     kind.shape   = fo__standardize_shape;
     kind.measure = fo__standardize_measure;
     kind.rows    = fo__standardize_rows;
+    kind.constant = fo__standardize_constant;
     return kind;
 }
 
@@ -9803,7 +9819,7 @@ static size_t fo__map_text(const unsigned char *map, int64_t n, char *text) {
 /* The line of a layer: what it is, and its settings. */
 static fo_result fo__layer_write(fo_flow *flow, fo__layer *l) {
     const fo_layer *see  = &l->see;
-    const int       map  = l->net_kind && strcmp(l->mask.kind, "map") == 0;
+    const int       map  = l->net_kind && fo__mask_listed(flow->fo, l->mask.kind);
     const size_t    size = 700 + (map ? fo__map_text(see->map, see->width, NULL) : 0);
     char           *text = (char *)fo__arena_alloc(&flow->arena, size);
     size_t          at;
@@ -10028,13 +10044,12 @@ int64_t fo_flow_constants(const fo_flow *flow, unsigned char *constant) {
     int     k;
     if (flow && constant)
         memset(constant, 0, (size_t)flow->size);
-    for (k = 0; flow && flow->ready && k < flow->n_layers; k++) {
-        char             name[32];
-        const fo__param *std;
-        snprintf(name, sizeof name, "%d.std", k);
-        std = fo__param_find(&flow->buffers, name);
-        for (i = 0; std && i < std->info.count && i < flow->size; i++)
-            if (!(flow->buffer_values[std->info.offset + i] > 0)) {
+    if (flow == NULL || !flow->ready)
+        return 0;
+    for (k = 0; k < flow->n_layers; k++) {
+        const fo_layer *layer = &flow->layers[k].see;
+        for (i = 0; layer->kind->constant && i < layer->width; i++)
+            if (layer->kind->constant(layer, flow->buffer_values, i)) {
                 count++;
                 if (constant)
                     constant[i] = 1;
@@ -10140,7 +10155,7 @@ static fo_result fo__parse_mask(fo__line *line, fo_flow *flow, char *value, fo_m
     char *colon = strchr(value, ':');
     if (colon)
         *colon++ = 0;
-    if (strcmp(value, "map") == 0 && colon)
+    if (colon && fo__mask_listed(line->fo, value))
         return fo__parse_map(line, flow, colon, mask);
     *mask = fo_mask_named(value, 0);
     return colon == NULL || fo__parse_int(colon, &mask->phase) ? FO_OK
@@ -10372,54 +10387,58 @@ fo_flow *fo_flow_parse(fo_context *fo, const char *text) { return fo__flow_parse
 #define FO__GLOW(n, net)                                                                           \
     FO__IMAGE "squeeze\n" FO__STEPS(n, net) "split\nsqueeze\n" FO__STEPS(n, net)
 
+/* One row a preset: name, what it is, its text, and the training defaults that are its own; where
+   they say nothing, a batch has 32 samples and training its usual defaults. */
+#define FO__PRESETS(X)                                                                             \
+    X("mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",                      \
+      FO__IMAGE FO__MLPS("8", "cycle", "10"), p.lr = 2e-3, p.ema = 0.999, p.batch = 128)           \
+    X("mlp-cycle-2", "the same with a bottleneck of 2",                                            \
+      FO__IMAGE FO__MLPS("8", "cycle", "2"), p.lr = 2e-3, p.ema = 0.999, p.batch = 128)            \
+    X("mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",               \
+      FO__IMAGE FO__MLPS("8", "checkerboard", "10"), p.lr = 5e-4, p.ema = 0.999, p.batch = 128)    \
+    X("mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",          \
+      FO__IMAGE FO__MLPS("8", "horizontal", "10"), p.lr = 5e-4, p.ema = 0.999, p.batch = 128)      \
+    X("tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",   \
+      "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n",                      \
+      p.lr = 1e-3, p.batch = 1024)                                                                 \
+    X("features", "deep features: their direction, whitened, 2 couplings on 128 leading ones",     \
+      "normalize\nwhiten\nsplit keep=128\n"                                                        \
+      "2* coupling mask=halves:% net=mlp hidden=64 act=relu\n",                                    \
+      p.lr = 1e-3, p.ema = 0.99, p.batch = 128)                                                    \
+    X("realnvp-paper", "the failing baseline as published: two scales, 64 channels, 6 blocks",     \
+      FO__REALNVP("64", "128", "256", "6", "8"),                                                   \
+      p.lr = 5e-5, p.colour_lr = 1e-4, p.weight_decay = 5e-5)                                      \
+    X("realnvp-small", "the same with 32 channels and 2 blocks",                                   \
+      FO__REALNVP("32", "64", "128", "2", "2"), p.lr = 5e-4)                                       \
+    X("realnvp-tiny", "the same with 16 channels and 2 blocks",                                    \
+      FO__REALNVP("16", "32", "64", "2", "2"), p.lr = 1e-3, p.batch = 64)                          \
+    X("checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",            \
+      FO__IMAGE FO__RESNETS("8", "checkerboard", "16", "2"), p.lr = 1e-3)                          \
+    X("horizontal8", "co-adaptation: 8 couplings between top and bottom half",                     \
+      FO__IMAGE FO__RESNETS("8", "horizontal", "16", "2"), p.lr = 1e-3)                            \
+    X("horizontal3", "the same with 3 layers",                                                     \
+      FO__IMAGE FO__RESNETS("3", "horizontal", "16", "2"), p.lr = 1e-3)                            \
+    X("cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",               \
+      FO__IMAGE FO__RESNETS("8", "cycle", "16", "2"), p.lr = 1e-3)                                 \
+    X("cycle-resnet-neck", "the same through a bottleneck of 10",                                  \
+      FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 bottleneck=10"), p.lr = 3e-3, p.batch = 16)     \
+    X("glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",   \
+      FO__GLOW("16", "highway channels=200 act=none"), p.lr = 5e-5, p.rmsprop = 1)                 \
+    X("glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",                     \
+      FO__GLOW("6", "highway channels=48"), p.lr = 5e-4)
+
 fo_preset fo_preset_at(int i) {
-    /* name, about, body; learning rate, of colour, moving average, weight decay, batch, rmsprop */
-    const fo_preset presets[] = {
-        {"mlp-cycle", "the cure: 8 cycle-mask couplings, st-network 512-10-512",
-         FO__IMAGE FO__MLPS("8", "cycle", "10"),
-         2e-3, 0, 0.999, 0, 128, 0},
-        {"mlp-cycle-2", "the same with a bottleneck of 2",
-         FO__IMAGE FO__MLPS("8", "cycle", "2"),
-         2e-3, 0, 0.999, 0, 128, 0},
-        {"mlp-checker", "the control: 8 checkerboard couplings, st-network 512-10-512",
-         FO__IMAGE FO__MLPS("8", "checkerboard", "10"),
-         5e-4, 0, 0.999, 0, 128, 0},
-        {"mlp-horizontal", "8 couplings between top and bottom half, st-network 512-10-512",
-         FO__IMAGE FO__MLPS("8", "horizontal", "10"),
-         5e-4, 0, 0.999, 0, 128, 0},
-        {"tabular", "feature vectors: standardize, 8 couplings on halves, one hidden layer of 256",
-         "standardize\n8* coupling mask=halves:% net=mlp hidden=256 act=relu\n",
-         1e-3, 0, 0, 0, 1024, 0},
-        {"features", "deep features: their direction, whitened, 2 couplings on 128 leading ones",
-         "normalize\nwhiten\nsplit keep=128\n"
-         "2* coupling mask=halves:% net=mlp hidden=64 act=relu\n",
-         1e-3, 0, 0.99, 0, 128, 0},
-        {"realnvp-paper", "the failing baseline as published: two scales, 64 channels, 6 blocks",
-         FO__REALNVP("64", "128", "256", "6", "8"), 5e-5, 1e-4, 0, 5e-5, 32, 0},
-        {"realnvp-small", "the same with 32 channels and 2 blocks",
-         FO__REALNVP("32", "64", "128", "2", "2"), 5e-4, 0, 0, 0, 32, 0},
-        {"realnvp-tiny", "the same with 16 channels and 2 blocks",
-         FO__REALNVP("16", "32", "64", "2", "2"), 1e-3, 0, 0, 0, 64, 0},
-        {"checker8", "the control of cycle-resnet: 8 checkerboard couplings at one scale",
-         FO__IMAGE FO__RESNETS("8", "checkerboard", "16", "2"), 1e-3, 0, 0, 0, 32, 0},
-        {"horizontal8", "co-adaptation: 8 couplings between top and bottom half",
-         FO__IMAGE FO__RESNETS("8", "horizontal", "16", "2"),
-         1e-3, 0, 0, 0, 32, 0},
-        {"horizontal3", "the same with 3 layers",
-         FO__IMAGE FO__RESNETS("3", "horizontal", "16", "2"),
-         1e-3, 0, 0, 0, 32, 0},
-        {"cycle-resnet", "8 cycle couplings with a ResNet of 16 channels and 2 blocks",
-         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2"),
-         1e-3, 0, 0, 0, 32, 0},
-        {"cycle-resnet-neck", "the same through a bottleneck of 10",
-         FO__IMAGE FO__RESNETS("8", "cycle", "16", "2 bottleneck=10"),
-         3e-3, 0, 0, 0, 16, 0},
-        {"glow-paper", "Glow as published: 2 scales of 16 steps, highway networks of 200 channels",
-         FO__GLOW("16", "highway channels=200 act=none"), 5e-5, 0, 0, 0, 32, 1},
-        {"glow-small", "Glow that trains here: 2 scales of 6 steps, 48 channels",
-         FO__GLOW("6", "highway channels=48"), 5e-4, 0, 0, 0, 32, 0}};
-    const fo_preset none = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0};
-    return i >= 0 && i < (int)(sizeof presets / sizeof presets[0]) ? presets[i] : none;
+    fo_preset p;
+    int       at = 0;
+    memset(&p, 0, sizeof p);
+#define FO__ROW(its_name, its_about, its_body, ...)                                                \
+    if (i == at++) {                                                                             \
+        p.name = its_name, p.about = its_about, p.body = its_body, p.batch = 32;                   \
+        __VA_ARGS__;                                                                               \
+    }
+    FO__PRESETS(FO__ROW)
+#undef FO__ROW
+    return p;
 }
 
 fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
@@ -13445,15 +13464,16 @@ static int fo__detector_parse(fo_flow *flow, struct fo__detector *d, const char 
     int    used;
     double value;
     while (sscanf(note, " %15[a-z]=%79s%n", key, word, &used) == 2) {
-        const int all = d->n_scores + d->n_also;
+        const int all  = d->n_scores + d->n_also;
+        const int also = strcmp(key, "also") == 0;
         note += used;
         if (strcmp(key, "weights") == 0)
             d->weights = strtoull(word, NULL, 16);
-        else if (strcmp(key, "score") == 0 || strcmp(key, "also") == 0) {
-            if (all == FO_MAX_SCORES || (key[0] == 's' && d->n_also) ||
+        else if (also || strcmp(key, "score") == 0) {
+            if (all == FO_MAX_SCORES || (!also && d->n_also) ||
                 !fo__detector_entry(flow, d, all, word))
                 return 0;
-            *(key[0] == 's' ? &d->n_scores : &d->n_also) += 1;
+            *(also ? &d->n_also : &d->n_scores) += 1;
         } else if (!fo__parse_double(word, &value) || !(value >= 0 && value < 9e15))
             return 0;
         else if (strcmp(key, "steps") == 0)
