@@ -8154,13 +8154,15 @@ typedef struct fo__layer {
     int               *in_at;    /* and their places in a row; -1: a zero */
 } fo__layer;
 
+/* An st-network on a tape, for so many rows. */
+typedef struct fo__net_tape { fo_tape *tape; fo_tensor *in, *out; int rows; } fo__net_tape;
+
 typedef struct fo__slot { /* what a workspace holds for a layer */
     fo_pass          pass;
     const fo__layer *layer;
-    fo_tape         *tape; /* of the st-network, for a whole batch */
-    fo_tensor       *in, *out;
+    fo__net_tape    *tapes; /* [ws->n_tapes], the smallest first; NULL: no st-network */
+    fo__net_tape     net;   /* the one in use */
     fo_real         *kept;
-    int64_t          batch;
     int              recompute; /* its activations share a block and are recomputed in backward */
 } fo__slot;
 
@@ -8818,7 +8820,7 @@ static void fo__net_gather(fo_pass *p, int64_t begin, int64_t end) {
     const int      *at = slot->layer->in_at;
     for (r = begin; r < end; r++) {
         const fo_real *state = p->x + r * p->size;
-        fo_real       *x     = slot->in->data + r * n;
+        fo_real       *x     = slot->net.in->data + r * n;
         for (j = 0; j < n; j++)
             x[j] = at[j] < 0 ? 0 : state[at[j]];
     }
@@ -8832,7 +8834,7 @@ static void fo__net_scatter(fo_pass *p, int64_t begin, int64_t end) {
     const int      *at = slot->layer->in_at;
     for (r = begin; r < end; r++) {
         fo_real       *dstate = p->dx + r * p->size;
-        const fo_real *dx     = slot->in->grad + r * n;
+        const fo_real *dx     = slot->net.in->grad + r * n;
         for (j = 0; j < n; j++)
             if (at[j] >= 0)
                 dstate[at[j]] += dx[j];
@@ -8842,27 +8844,27 @@ static void fo__net_scatter(fo_pass *p, int64_t begin, int64_t end) {
 /* The st-network's output for what the state holds now, unless it is still there. */
 static void fo__net_before(fo__slot *slot, const fo_norm *how) {
     fo_pass *p    = &slot->pass;
-    fo_norm *norm = fo_tape_norm(slot->tape);
+    fo_norm *norm = fo_tape_norm(slot->net.tape);
     if (p->direction != FO_BACKWARD || slot->recompute) {
         *norm           = *how;
         norm->recompute = p->direction != FO_ENCODE;
         norm->rows      = p->rows;
         fo__pass_rows(p, fo__net_gather);
-        fo_forward(slot->tape);
+        fo_forward(slot->net.tape);
     }
-    p->net  = slot->out->data;
-    p->dnet = p->direction == FO_BACKWARD ? slot->out->grad : NULL;
+    p->net  = slot->net.out->data;
+    p->dnet = p->direction == FO_BACKWARD ? slot->net.out->grad : NULL;
     if (p->dnet) { /* rows that are not there, outputs for elements that do not change */
         int64_t used = slot->layer->see.image ? 0 : p->rows, n = slot->layer->see.n_out;
-        memset(p->dnet + used * n, 0, (size_t)((slot->batch - used) * n) * sizeof(fo_real));
+        memset(p->dnet + used * n, 0, (size_t)((slot->net.rows - used) * n) * sizeof(fo_real));
     }
 }
 
 static void fo__net_after(fo__slot *slot) {
     if (slot->pass.direction != FO_BACKWARD)
         return;
-    fo_backward(slot->tape, slot->out, NULL);
-    if (slot->in->grad)
+    fo_backward(slot->net.tape, slot->net.out, NULL);
+    if (slot->net.in->grad)
         fo__pass_rows(&slot->pass, fo__net_scatter);
 }
 
@@ -10485,8 +10487,10 @@ fo_flow *fo_flow_preset(fo_context *fo, const char *name, fo_shape shape) {
 /* ================================================================================================
    >>workspace     everything one thread needs to run a flow
 
-   Invariants layers with a mask own one tape in every workspace; scoring allocates nothing
-   Cost       one pass over the data a call
+   Invariants layers with a mask own tapes in every workspace; scoring allocates nothing
+   Cost       one pass over the data a call. A tape is for a fixed number of rows, and one sample is
+              not to cost as much as a batch of 256: for scoring there are tapes of 1, 2, 4 ... rows
+              too, which share the memory of the largest
    ============================================================================================= */
 
 struct fo_workspace {
@@ -10495,6 +10499,7 @@ struct fo_workspace {
     fo_flow    *flow;
     int         batch, train;
     int64_t     rows;    /* of the current call */
+    int         n_tapes, tape; /* of each st-network, and which are in use */
     fo__slot   *slots;   /* one a layer */
     int         n_slots;
     fo_real    *scratch;
@@ -10606,14 +10611,28 @@ static void fo__pass(fo_workspace *ws, int layer, fo_direction direction) {
 
 static void fo__workspace_bind(fo_workspace *ws) {
     fo_real *values = fo__values_for(ws->flow, ws->train && !ws->scoring);
-    int      i;
+    int      i, k;
     if (ws->values == values)
         return;
     ws->values = values;
     for (i = 0; i < ws->flow->n_layers; i++)
-        if (ws->slots[i].tape)
-            fo__tape_bind(ws->slots[i].tape, values, ws->grads, ws->flow->buffer_values,
+        for (k = 0; ws->slots[i].tapes && k < ws->n_tapes; k++)
+            fo__tape_bind(ws->slots[i].tapes[k].tape, values, ws->grads, ws->flow->buffer_values,
                           ws->slots[i].kept, ws->scratch);
+}
+
+/* The next pass is of so many rows: the smallest tapes that have room for them will do. */
+static void fo__set_rows(fo_workspace *ws, int64_t rows) {
+    int i, tape = ws->n_tapes - 1;
+    ws->rows = rows;
+    while (tape > 0 && (int64_t)1 << (tape - 1) >= rows)
+        tape--;
+    if (tape == ws->tape)
+        return;
+    ws->tape = tape;
+    for (i = 0; i < ws->flow->n_layers; i++)
+        if (ws->slots[i].tapes)
+            ws->slots[i].net = ws->slots[i].tapes[tape];
 }
 
 /* Which couplings keep their activations until backward? Those nearest to z, as many as the
@@ -10626,9 +10645,9 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
     fo_real *block  = NULL;
     int      i, n = ws->flow->n_layers;
     for (i = 0; i < n; i++)
-        if (ws->slots[i].tape) {
-            kept += (double)ws->slots[i].tape->kept_size;
-            shared = FO__MAX(shared, (double)ws->slots[i].tape->kept_size);
+        if (ws->slots[i].tapes) {
+            kept += (double)ws->slots[i].net.tape->kept_size;
+            shared = FO__MAX(shared, (double)ws->slots[i].net.tape->kept_size);
         }
     if (budget_mb > 0 && kept > budget) {
         block = fo__reals(&ws->arena, (int64_t)shared);
@@ -10637,12 +10656,12 @@ static fo_result fo__workspace_kept(fo_workspace *ws, double budget_mb, int64_t 
     }
     for (i = 0; i < n; i++) {
         fo__slot *slot = &ws->slots[i];
-        if (slot->tape == NULL)
+        if (slot->tapes == NULL)
             continue;
         slot->recompute = block && kept + shared > budget;
         if (slot->recompute)
-            kept -= (double)slot->tape->kept_size;
-        slot->kept = slot->recompute ? block : fo__reals(&ws->arena, slot->tape->kept_size);
+            kept -= (double)slot->net.tape->kept_size;
+        slot->kept = slot->recompute ? block : fo__reals(&ws->arena, slot->net.tape->kept_size);
         if (slot->kept == NULL)
             return FO_ERR_MEMORY;
     }
@@ -10655,7 +10674,6 @@ static void fo__slot_open(fo_workspace *ws, int layer) {
     fo_pass        *p    = &slot->pass;
     const fo_layer *l    = &ws->flow->layers[layer].see;
     slot->layer = &ws->flow->layers[layer];
-    slot->batch = ws->batch;
     p->layer    = l;
     p->fo       = ws->fo;
     p->size     = ws->flow->size;
@@ -10672,6 +10690,26 @@ static void fo__slot_open(fo_workspace *ws, int layer) {
         p->save = fo__reals(&ws->arena, (int64_t)ws->batch * l->save);
 }
 
+/* The tapes of a layer's st-network; *scratch grows to what they need. None keeps more than the
+   largest of them, which is the last. */
+static fo_result fo__slot_tapes(fo_workspace *ws, fo__slot *slot, int needs_grad,
+                                int64_t *scratch) {
+    int k;
+    slot->tapes = (fo__net_tape *)fo__arena_alloc(&ws->arena, fo__times(ws->n_tapes,
+                                                                        sizeof *slot->tapes));
+    for (k = 0; slot->tapes && k < ws->n_tapes; k++) {
+        fo__net_tape *net = &slot->tapes[k];
+        net->rows = k + 1 < ws->n_tapes ? 1 << k : ws->batch;
+        net->tape = fo__layer_tape(ws->fo, ws->flow, slot->layer, net->rows, needs_grad, &net->in,
+                                   &net->out);
+        if (net->tape == NULL || fo__tape_layout(net->tape, ws->train) != FO_OK)
+            return FO_ERR_MEMORY;
+        *scratch  = FO__MAX(*scratch, net->tape->scratch_size);
+        slot->net = *net;
+    }
+    return slot->tapes ? FO_OK : FO_ERR_MEMORY;
+}
+
 static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
     fo_flow *flow    = ws->flow;
     int64_t  scratch = 0;
@@ -10680,13 +10718,8 @@ static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
         fo__slot        *slot = &ws->slots[i];
         const fo__layer *l    = &flow->layers[i];
         fo__slot_open(ws, i);
-        if (l->net_kind) {
-            slot->tape = fo__layer_tape(ws->fo, flow, l, ws->batch, ws->train && learns, &slot->in,
-                                        &slot->out);
-            if (slot->tape == NULL || fo__tape_layout(slot->tape, ws->train) != FO_OK)
-                return FO_ERR_MEMORY;
-            scratch = FO__MAX(scratch, slot->tape->scratch_size);
-        }
+        if (l->net_kind && fo__slot_tapes(ws, slot, ws->train && learns, &scratch) != FO_OK)
+            return FO_ERR_MEMORY;
         if (ws->fo->failed != FO_OK)
             return ws->fo->failed;
         learns |= l->learns;
@@ -10708,6 +10741,10 @@ static fo_workspace *fo__workspace_build(fo_context *fo, fo_flow *flow, int batc
     ws->flow   = flow;
     ws->batch  = batch;
     ws->train  = train;
+    ws->n_tapes = 1;
+    while (!train && (int64_t)1 << (ws->n_tapes - 1) < batch)
+        ws->n_tapes++;
+    ws->tape   = ws->n_tapes - 1;
     ws->n_slots = flow->n_layers;
     ws->slots  = (fo__slot *)fo__arena_alloc(&ws->arena,
                                              fo__times(flow->n_layers, sizeof *ws->slots));
@@ -10790,7 +10827,7 @@ fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch) {
 }
 
 void fo_workspace_free(fo_workspace *ws) {
-    int i;
+    int i, k;
     if (ws == NULL)
         return;
     if (ws->scores) {
@@ -10798,7 +10835,8 @@ void fo_workspace_free(fo_workspace *ws) {
         fo_workspace_free(ws->scores->background);
     }
     for (i = 0; ws->slots && i < ws->n_slots; i++) /* the flow may be gone already */
-        fo_tape_free(ws->slots[i].tape);
+        for (k = 0; ws->slots[i].tapes && k < ws->n_tapes; k++)
+            fo_tape_free(ws->slots[i].tapes[k].tape);
     fo__object_free(ws);
 }
 
@@ -10827,7 +10865,7 @@ static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
    it has in the first epoch of training under ws->seed. */
 static void fo__fill(fo_workspace *ws, int64_t first, int64_t rows) {
     int64_t r;
-    ws->rows   = rows;
+    fo__set_rows(ws, rows);
     ws->middle = ws->shared = 0;
     for (r = 0; r < rows; r++)
         ws->noise[r] = FO__STREAM_NOISE + (uint64_t)(ws->sample[r] = first + r);
@@ -11216,7 +11254,7 @@ fo_result fo_decode(fo_workspace *ws, const fo_real *z, int64_t count, fo_real *
         return FO_ERR_ARGUMENT;
     for (done = 0; done < count; done += ws->rows) {
         int64_t at = done * ws->flow->size;
-        ws->rows   = FO__MIN(ws->batch, count - done);
+        fo__set_rows(ws, FO__MIN(ws->batch, count - done));
         memcpy(ws->state, z + at, (size_t)(ws->rows * ws->flow->size) * sizeof *z);
         if (fo__decode(ws, x + at, logdet ? logdet + done : NULL) != FO_OK)
             return ws->fo->failed;
@@ -11233,7 +11271,7 @@ fo_result fo_sample(fo_workspace *ws, uint64_t seed, int64_t count, double tempe
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "a temperature of %g: 0 and above are possible, 1 "
                         "samples the model's distribution", temperature);
     for (done = 0; done < count; done += ws->rows) {
-        ws->rows = FO__MIN(ws->batch, count - done);
+        fo__set_rows(ws, FO__MIN(ws->batch, count - done));
         for (r = 0; r < ws->rows; r++) {
             fo_real *z = fo__state(ws, r);
             fo_random_normal(seed, FO__STREAM_BASE + (uint64_t)(done + r), 0, ws->flow->size, z);
@@ -12176,8 +12214,8 @@ fo_result fo_trainer_update(fo_trainer *tr) {
     fo__optimize(o, &tr->desc, flow->train.step - flow->train.skipped,
                  fo__learning_rate(&tr->desc, flow->train.step, tr->steps));
     for (i = 0; i < flow->n_layers; i++)
-        if (tr->ws->slots[i].tape)
-            fo__norm_commit(tr->ws->slots[i].tape);
+        if (tr->ws->slots[i].tapes)
+            fo__norm_commit(tr->ws->slots[i].net.tape);
     fo__train_paced(tr);
     flow->changed = 1;
     tr->taken++;
