@@ -21,7 +21,7 @@ $(B)/guard: CFLAGS += -pthread
 $(B)/embed: examples/embed.cpp flowood.h | $(B)
 	$(CXX) -std=c++11 $(STRICT) $(CFLAGS) $(OPENMP) -pthread -I. $< -o $@ -lm
 
-$(B)/bench: bench/bench.c flowood.h | $(B)
+$(B)/bench $(B)/growth: $(B)/%: bench/%.c flowood.h | $(B)
 	$(CC) -std=c99 $(STRICT) $(CFLAGS) $(OPENMP) -I. $< -o $@ -lm
 
 $(B):
@@ -41,9 +41,11 @@ study: all
 test: all
 	sh tests/run.sh
 
-bench: $(B)/bench
+bench: $(B)/bench $(B)/growth
 	sh examples/data.sh >/dev/null 2>&1 || true
 	$(B)/bench
+	$(B)/growth | tee $(B)/growth.txt
+	awk -f bench/growth.awk $(B)/growth.txt > $(B)/growth.svg
 
 $(B)/peer/bin/python:
 	python3 -m venv $(B)/peer

@@ -60,7 +60,7 @@ function claim(text, a, b,    ka, kb, verdict) {
 }
 
 function x_of(v, low, high) { return 80 + 580 * (log(v) - log(low)) / (log(high) - log(low)) }
-function y_of(a) { return 340 - 300 * a }
+function y_of(a) { return 345 - 285 * a }
 
 function open_svg(file, title, label,    i) {
     printf "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 720 400' role='img' " \
@@ -69,7 +69,7 @@ function open_svg(file, title, label,    i) {
            "<text x='80' y='24' font-size='15'>%s</text>\n", title, title > file
     for (i = 0; i <= 10; i += 2)
         printf "<path d='M80 %d H660' stroke='%s'/><text x='72' y='%d' text-anchor='end'>%.1f" \
-               "</text>\n", y_of(i / 10), i == 5 ? "#888" : "#ddd", y_of(i / 10) + 4, i / 10 > file
+               "</text>\n", y_of(i / 10), "#ddd", y_of(i / 10) + 4, i / 10 > file
     printf "<path d='M80 %d H660' stroke='#999' stroke-dasharray='2 4'/>\n" \
            "<text x='656' y='%d' text-anchor='end' fill='#666'>chance</text>\n" \
            "<text x='370' y='388' text-anchor='middle'>%s</text>\n" \
@@ -78,12 +78,12 @@ function open_svg(file, title, label,    i) {
 }
 
 function tick(file, v, low, high) {
-    printf "<text x='%.1f' y='362' text-anchor='middle'>%s</text>\n", x_of(v, low, high), v > file
+    printf "<text x='%.1f' y='364' text-anchor='middle'>%s</text>\n", x_of(v, low, high), v > file
 }
 
 # A point with its interval; the line to the one before it.
 function point(file, x, key, colour, first,    y, h) {
-    y = y_of(mean(key)); h = 300 * width(key)
+    y = y_of(mean(key)); h = 285 * width(key)
     printf "<circle cx='%.1f' cy='%.1f' r='4' fill='%s'/><path d='M%.1f %.1f V%.1f' stroke='%s' " \
            "stroke-width='1.5'/>\n", x, y, colour, x, y - h, y + h, colour > file
     if (!first)
