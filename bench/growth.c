@@ -2,8 +2,8 @@
 
    growth [--threads N]
      images     time of scoring N images with mlp-cycle
-     couplings  time of a training step, batch 32, of N couplings with ResNets, and the memory beyond
-                weights, gradients and moments; then the same under a budget of 60 MB
+     couplings  time of a training step, batch 32, of N couplings with ResNets, and the memory
+                beyond weights, gradients and moments; then the same under a budget of 60 MB
    Times are medians of 7 after a warm-up. Memory is counted by the allocator, not by the system.
    growth.awk draws the lines. */
 #define FLOWOOD_IMPLEMENTATION
