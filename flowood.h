@@ -97,6 +97,7 @@
      Memory       one funnel, yours if you like (fo_desc.realloc_fn). After its first step training
                   allocates nothing; scoring allocates nothing at all. fo_train_desc.memory_mb
                   trades time for memory, to the same bits.
+                  The stack: 24 KB in all, with AVX-512 64 KB.
      Errors       the library never prints (fo_progress_bar is a callback that you choose), aborts,
                   exits or asserts on input. Functions return fo_result or NULL; the context
                   keeps the first message until fo_clear_error. Errors are local: a failed call
@@ -1111,7 +1112,7 @@ typedef struct fo_score_input {
     int                  layers;     /* of the flow                                            */
     double               log_prob;   /* nats                                                   */
     const double        *terms;      /* [1 + layers]: base density, logdet of each layer       */
-    const fo_real       *x, *z;      /* [c*h*w]: the sample, its latents                       */
+    const fo_real       *x, *z;      /* [c*h*w]: the sample (FO_SCORE_X), its latents          */
     const unsigned char *pixels;     /* x as bytes; FO_SCORE_PIXELS                            */
     const double        *gradient;   /* [layers]: log of squared norms; FO_SCORE_GRADIENT      */
     double               background; /* log_prob of the background model; FO_SCORE_BACKGROUND  */
@@ -1124,7 +1125,8 @@ enum { /* what a score needs */
     FO_SCORE_GRADIENT   = 2,
     FO_SCORE_BACKGROUND = 4,
     FO_SCORE_SAMPLES    = 8, /* looks at x alone; is fitted to training samples if there are   */
-    FO_SCORE_TWO_SIDED  = 16 /* both very high and very low values are unusual                 */
+    FO_SCORE_TWO_SIDED  = 16, /* both very high and very low values are unusual                */
+    FO_SCORE_X          = 32 /* x; FO_SCORE_SAMPLES says so, too                               */
 };
 
 /* A score of your own, or one of the built-in ones: features of a sample, what is kept of the
@@ -10783,7 +10785,6 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
 /* What scores need beside a pass: see >>scores. */
 struct fo__score_room {
     fo_real       *x;
-    unsigned char *pixels;
     double        *gradient, *work, *features;
     int            width;      /* numbers that fit into features */
     fo_workspace  *backward;   /* of one sample, for gradients */
@@ -10798,7 +10799,6 @@ static fo_result fo__score_room_make(fo_workspace *ws) {
         return FO_ERR_MEMORY;
     room->width    = (int)FO__MAX(size, layers + 1);
     room->x        = fo__reals(&ws->arena, size);
-    room->pixels   = (unsigned char *)fo__arena_alloc(&ws->arena, (size_t)size);
     room->gradient = fo__doubles(&ws->arena, layers);
     room->work     = fo__doubles(&ws->arena, 5 * size + 64);
     room->features = fo__doubles(&ws->arena, room->width);
@@ -12804,22 +12804,20 @@ static fo_result fo__score_input_of(const fo__score_pass *pass, int64_t row, dou
                                     const double *terms, fo_score_input *in) {
     fo_workspace          *ws   = pass->ws;
     struct fo__score_room *room = ws->scores;
-    int64_t                i;
     memset(in, 0, sizeof *in);
     in->shape    = ws->flow->shape;
     in->layers   = ws->flow->n_layers;
     in->log_prob = log_prob;
     in->terms    = terms;
-    in->x        = room->x;
     in->z        = fo__state(ws, row);
     in->gradient = room->gradient;
     in->work     = room->work;
-    fo__data_rows(pass->data, pass->sample, room->x);
-    if (pass->flags & FO_SCORE_PIXELS) {
-        for (i = 0; i < ws->flow->size; i++)
-            room->pixels[i] = (unsigned char)room->x[i];
-        in->pixels = room->pixels;
+    if (pass->flags & (FO_SCORE_X | FO_SCORE_SAMPLES)) {
+        fo__data_rows(pass->data, pass->sample, room->x);
+        in->x = room->x;
     }
+    if (pass->flags & FO_SCORE_PIXELS)
+        in->pixels = (const unsigned char *)fo_data_row(pass->data, pass->sample);
     if (pass->flags & FO_SCORE_BACKGROUND) {
         fo__request q = fo__request_of(pass->data, pass->sample, 1, pass->draw);
         q.log_prob    = &in->background;

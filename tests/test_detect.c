@@ -271,7 +271,7 @@ static void test_detector_life(void) {
     double             p[2][50], t[2][50], all[2][5 * 50];
     int                i, k;
     memset(&sum, 0, sizeof sum);
-    sum.name = "sum", sum.features = sum_features, sum.flags = FO_SCORE_TWO_SIDED;
+    sum.name = "sum", sum.features = sum_features, sum.flags = FO_SCORE_TWO_SIDED | FO_SCORE_X;
     CHECK(fo_register_score(fo, &sum) == FO_OK);
     memset(&desc, 0, sizeof desc);
     desc.scores = verdict, desc.n_scores = 4, desc.also = also, desc.n_also = 5;

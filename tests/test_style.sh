@@ -49,6 +49,11 @@ done
 # symbols: nothing mutable, nothing without the prefix, no allocation or output behind the user's
 # back
 $CC -std=c99 -O1 -I. -c "$dir/a.c" -o "$dir/a.o" || bad "does not compile"
+# the stack: 8 KB a function, the matrix product's panels apart
+if (cd "$dir" && $CC -std=c99 -O2 -DFLOWOOD_NO_SIMD -fstack-usage -I"$OLDPWD" -c a.c -o s.o) 2>/dev/null
+then large=$(awk '$2 > 8192 {print $1, $2}' "$dir"/*.su)
+     [ -s "$dir/a.su" -o -s "$dir/s.su" ] && [ -z "$large" ] && ok || bad "stack: $large"
+fi
 if command -v nm >/dev/null; then
     mutable=$(nm "$dir/a.o" | awk '$2 ~ /^[BbDdCc]$/ {print $3}')
     [ -z "$mutable" ] && ok || bad "mutable globals: $mutable"
