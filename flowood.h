@@ -678,7 +678,7 @@ FO_API fo_result fo_add_additive(fo_flow *flow, fo_mask mask, fo_net net);
      whiten                  uncorrelated, mean 0, variance 1: eigenvectors of the covariance of the
                              training data, the leading ones first, with a shrinkage of their
                              eigenvalues that a fifth of the samples chooses. Needs 2 samples, up to
-                             4,096 elements; takes about 20 D^3 multiply-adds, seconds for 1,280
+                             4,096 elements; takes some 20 D^3 multiply-adds, about 20 s for 1,280
      actnorm                 y = (x + bias) exp(log_scale) per channel, measured on the first batch
      conv1x1 lu=0            an invertible C x C matrix at every pixel; lu=1: by its LU parts
      permute seed=0          channels in another, fixed order; reverse=1: in that of the last first
