@@ -349,7 +349,7 @@ FO_API fo_result fo_save_npy(fo_context *fo, const char *path, fo_dtype type, in
                              const int64_t *dim, const void *values);
 FO_API fo_result fo_save_idx(fo_context *fo, const char *path, int rank, const int64_t *dim,
                              const unsigned char *values);
-/* PNG, 8 bits, 1 (grey) or 3 (RGB) interleaved channels: pixels[h*w*channels]. */
+/* PNG, compressed, 8 bits, 1 (grey) or 3 (RGB) interleaved channels: pixels[h*w*channels]. */
 FO_API fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channels,
                              const unsigned char *pixels);
 
@@ -3990,46 +3990,155 @@ static unsigned char *fo__chunk(unsigned char *at, const char *type, size_t n) {
     return at + 12 + n;
 }
 
-/* PNG: rows of pixels in a zlib stream (RFC 1950), in checked chunks. Every row is a stored block
-   of its own: 5 bytes that say so, its filter (0, none), its pixels. */
+/* DEFLATE (RFC 1951) with its fixed codes: what was seen before, and where the last time, or a
+   literal byte. Bits are filled from the lowest on. */
+typedef struct fo__deflate { unsigned char *out; uint32_t bits; int count; } fo__deflate;
+
+static void fo__put_bits(fo__deflate *d, unsigned value, int n) {
+    d->bits |= (uint32_t)value << d->count;
+    for (d->count += n; d->count >= 8; d->count -= 8, d->bits >>= 8)
+        *d->out++ = (unsigned char)d->bits;
+}
+
+static void fo__put_code(fo__deflate *d, unsigned code, int n) { /* its highest bit first */
+    for (; n > 0; n--)
+        fo__put_bits(d, code >> (n - 1) & 1, 1);
+}
+
+static void fo__put_symbol(fo__deflate *d, unsigned s) {
+    if (s < 144)
+        fo__put_code(d, 0x30 + s, 8);
+    else if (s < 256)
+        fo__put_code(d, 0x190 + s - 144, 9);
+    else if (s < 280)
+        fo__put_code(d, s - 256, 7);
+    else
+        fo__put_code(d, 0xC0 + s - 280, 8);
+}
+
+/* Lengths 3..258 and distances 1..32768: a code for the leading bits, then the rest. */
+static void fo__put_match(fo__deflate *d, unsigned length, unsigned distance) {
+    unsigned l = length - 3, at = distance - 1;
+    int      extra;
+    for (extra = 0; l >> (extra + 3); extra++) {}
+    extra = length == 258 ? 0 : extra;
+    fo__put_symbol(d, length == 258 ? 285 : 257 + 4 * (unsigned)extra + (l >> extra));
+    fo__put_bits(d, l & ((1u << extra) - 1), extra);
+    for (extra = 0; at >> (extra + 2); extra++) {}
+    fo__put_code(d, 2 * (unsigned)extra + (at >> extra), 5);
+    fo__put_bits(d, at & ((1u << extra) - 1), extra);
+}
+
+/* n bytes as one block, at most 9/8 n + 8 bytes; `seen`: 2^15 zeros, which become 1 + the place
+   where three bytes with this hash began last. Returns its end. */
+static unsigned char *fo__deflate_all(const unsigned char *in, size_t n, uint32_t *seen,
+                                      unsigned char *out) {
+    fo__deflate d;
+    size_t      i, k, length, from;
+    d.out = out, d.bits = 0, d.count = 0;
+    fo__put_bits(&d, 3, 3); /* the last block, of fixed codes */
+    for (i = 0; i < n; i += length) {
+        for (length = 1, from = k = 0; i + 3 <= n && k < length && i + k + 3 <= n; k++) {
+            uint32_t *last = &seen[((uint32_t)in[i + k] << 16 | (uint32_t)in[i + k + 1] << 8 |
+                                    in[i + k + 2]) * 2654435761u >> 17];
+            if (k == 0 && *last && i + 1 - *last <= 32768) {
+                from = *last - 1;
+                for (length = 0; length < 258 && i + length < n &&
+                     in[from + length] == in[i + length]; length++) {}
+                length = length < 3 ? 1 : length;
+            }
+            *last = (uint32_t)(i + k + 1);
+        }
+        if (length == 1)
+            fo__put_symbol(&d, in[i]);
+        else
+            fo__put_match(&d, (unsigned)length, (unsigned)(i - from));
+    }
+    fo__put_symbol(&d, 256);
+    fo__put_bits(&d, 0, 7); /* fills the last byte */
+    return d.out;
+}
+
+/* n pixels as places in a list of at most 256 colours; 0: there are more. */
+static int fo__png_palette(const unsigned char *rgb, size_t n, unsigned char *index,
+                           unsigned char *palette) {
+    unsigned short place[1024]; /* 1 + a place in the list, found by the colour's hash */
+    int            colours = 0;
+    size_t         i;
+    memset(place, 0, sizeof place);
+    for (i = 0; i < n; i++, rgb += 3) {
+        uint32_t at = (uint32_t)rgb[0] << 16 | (uint32_t)rgb[1] << 8 | rgb[2];
+        at = at * 2654435761u >> 22;
+        while (place[at] && memcmp(palette + 3 * (place[at] - 1), rgb, 3) != 0)
+            at = (at + 1) % 1024;
+        if (place[at] == 0) {
+            if (colours == 256)
+                return 0;
+            memcpy(palette + 3 * colours, rgb, 3);
+            place[at] = (unsigned short)++colours;
+        }
+        index[i] = (unsigned char)(place[at] - 1);
+    }
+    return colours;
+}
+
+/* The chunks behind the signature; `raw` holds rows, each behind its filter (0, none). */
+static unsigned char *fo__png_chunks(unsigned char *at, int w, int h, int type,
+                                     const unsigned char *palette, int colours,
+                                     const unsigned char *raw, size_t n, uint32_t *seen) {
+    unsigned char *end;
+    uint64_t       a = 1, b = 0; /* the checksum: the sum of all bytes and the sum of all sums */
+    size_t         i;
+    fo__set_be32(at + 8, (uint32_t)w);
+    fo__set_be32(at + 12, (uint32_t)h);
+    at[16] = 8, at[17] = (unsigned char)type;
+    at = fo__chunk(at, "IHDR", 13);
+    if (type == 3) {
+        memcpy(at + 8, palette, 3 * (size_t)colours);
+        at = fo__chunk(at, "PLTE", 3 * (size_t)colours);
+    }
+    memcpy(at + 8, "\x78\x01", 2);
+    end = fo__deflate_all(raw, n, seen, at + 10);
+    for (i = 0; i < n; i++) {
+        a = (a + raw[i]) % 65521;
+        b = (b + a) % 65521;
+    }
+    fo__set_be32(end, (uint32_t)(b << 16 | a));
+    return fo__chunk(fo__chunk(at, "IDAT", (size_t)(end + 4 - at - 8)), "IEND", 0);
+}
+
+/* PNG: rows of pixels, or of places in a palette where 256 colours are enough. */
 fo_result fo_save_png(fo_context *fo, const char *path, int w, int h, int channels,
                       const unsigned char *pixels) {
-    unsigned char *png, *head, *data, *at;
-    uint64_t       a = 1, b = 0; /* the checksum: the sum of all bytes and the sum of all sums */
-    size_t         row, i;
+    unsigned char  palette[768], *index, *raw, *png;
+    const unsigned char *from = pixels;
+    const size_t         n = (size_t)(w > 0 ? w : 0) * (size_t)(h > 0 ? h : 0);
+    size_t         row, bytes;
+    int            y, colours = 0;
     fo__writer     writer;
-    int            y;
     if (!fo__begin(fo) || pixels == NULL || w < 1 || h < 1 || (channels != 1 && channels != 3) ||
         w > 65534 / channels || (double)w * h * channels > 1e9)
         return fo__fail(fo, FO_ERR_ARGUMENT, "fo_save_png: %dx%d pixels, %d channels: needed are 1 "
                         "or 3 channels, at most 64 KB a row and 1 GB", w, h, channels);
-    row = (size_t)w * (size_t)channels;
-    png = (unsigned char *)fo__alloc(fo, (row + 6) * (size_t)h + 63);
-    if (png == NULL)
+    row   = (size_t)w * (size_t)channels + 1;
+    bytes = row * (size_t)h;
+    index = (unsigned char *)fo__alloc(fo, n + bytes + bytes / 8 * 9 + 1024 + 4 * 32768 + 64);
+    if (index == NULL)
         return FO_ERR_MEMORY;
+    png = index + 4 * 32768; /* the table of the compressor comes first, for its alignment */
+    raw = png + bytes / 8 * 9 + 1024;
+    if (channels == 3)
+        colours = fo__png_palette(pixels, n, raw + bytes, palette);
+    if (colours)
+        from = raw + bytes, row = (size_t)w + 1, bytes = row * (size_t)h;
+    for (y = 0; y < h; y++)
+        memcpy(raw + (size_t)y * row + 1, from + (size_t)y * (row - 1), row - 1);
     memcpy(png, "\x89PNG\r\n\x1a\n", 8);
-    head = png + 8;
-    fo__set_be32(head + 8, (uint32_t)w);
-    fo__set_be32(head + 12, (uint32_t)h);
-    head[16] = 8, head[17] = channels == 3 ? 2 : 0;
-    data = fo__chunk(head, "IHDR", 13);
-    memcpy(data + 8, "\x78\x01", 2);
-    for (at = data + 10, y = 0; y < h; y++) {
-        *at++ = y + 1 == h; /* the last block */
-        at[0] = (unsigned char)(row + 1), at[1] = (unsigned char)((row + 1) >> 8);
-        at[2] = (unsigned char)~at[0], at[3] = (unsigned char)~at[1];
-        memcpy(at + 5, pixels + (size_t)y * row, row);
-        for (at += 4, i = 0; i <= row; i++) {
-            a += *at++;
-            b += a;
-        }
-        a %= 65521, b %= 65521;
-    }
-    fo__set_be32(at, (uint32_t)(b << 16 | a));
-    at = fo__chunk(fo__chunk(data, "IDAT", (size_t)(at + 4 - data - 8)), "IEND", 0);
+    bytes = (size_t)(fo__png_chunks(png + 8, w, h, colours ? 3 : channels == 3 ? 2 : 0, palette,
+                                    colours, raw, bytes, (uint32_t *)(void *)index) - png);
     fo__write_begin(&writer, fo, path);
-    fo__write(&writer, png, (size_t)(at - png));
-    fo__free(fo, png);
+    fo__write(&writer, png, bytes);
+    fo__free(fo, index);
     return fo__write_end(&writer);
 }
 

@@ -194,12 +194,16 @@ static int cli_take(const cli_row *row, cli_option *option, const char *value) {
     return status;
 }
 
-static const cli_row *cli_row_named(const cli_program *program, const char *name) {
-    int i;
+/* Of two rows with this name, the one that the command takes. */
+static const cli_row *cli_row_named(const cli_program *program, const char *command,
+                                    const char *name) {
+    const cli_row *row = NULL;
+    int            i;
     for (i = 0; i < program->n_rows; i++)
-        if (strcmp(program->rows[i].name, name) == 0)
-            return &program->rows[i];
-    return NULL;
+        if (strcmp(program->rows[i].name, name) == 0 &&
+            (row == NULL || cli_takes(&program->rows[i], command)))
+            row = &program->rows[i];
+    return row;
 }
 
 static cli_option *cli_option_of(void *options, const cli_row *row) {
@@ -211,10 +215,10 @@ static int cli_parse(const cli_program *program, const char *command, int n, cha
                      void *options) {
     int i, k, status;
     for (i = 0; i < n; i++) {
-        const cli_row *row  = cli_row_named(program, words[i]);
+        const cli_row *row  = cli_row_named(program, command, words[i]);
         cli_guess      guess = {words[i], NULL, 0};
         if (row == NULL && words[i][0] != '-') {
-            row = cli_row_named(program, program->bare);
+            row = cli_row_named(program, command, program->bare);
             if (!cli_takes(row, command))
                 return cli_usage("%s: %s takes options only", words[i], command);
             i--; /* the word is the value */

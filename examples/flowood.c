@@ -9,6 +9,7 @@
 #include "tool.h"
 #include "tool_detect.h"
 #include "tool_eval.h"
+#include "tool_figures.h"
 #include "tool_train.h"
 
 
@@ -196,6 +197,8 @@ static const cli_command commands[] = {
     {"calibrate", "fits the detector in MODEL to samples that it was never trained on", calibrate},
     {"detect", "which samples are out of distribution, at a promised rate of false alarms", detect},
     {"sample", "new samples: a picture of all, or their numbers", sample},
+    {"figures", "the pictures of the paper for any model and data, and a report with all of them",
+     draw_figures},
     {"export", "the model without what only training needs: a quarter of the size", export},
     {"check", "measures whether decode inverts encode, the log-determinant is right, and the "
               "gradients are; --data: on these samples", check},

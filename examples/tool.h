@@ -29,6 +29,8 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
       "where the result goes: a model; scores as .csv or .npy (default: printed); verdicts as"     \
       " .csv, .jsonl or .npy (p-values alone); latents as .npy; samples as .png or .npy, all held" \
       " in memory")                                                                                \
+    X(folder, "--out", TEXT, "figures!", "DIR", 1, 0, 0, "the folder that the figures go to")      \
+    X(curve, "--log", INPUT, "figures", "FILE.csv", 1, 0, 0, "of train: the curve of the run")     \
     X(alpha, "--alpha", NUMBER, "detect!", "A", 1, 1e-9, 0.999999,                                 \
       "the rate of false alarms to keep below")                                                    \
     X(confidence, "--confidence", NUMBER, "detect", "C", 1, 0, 0.999999,                           \
@@ -71,10 +73,11 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(memory, "--memory", WHOLE, "train", "MB", 1, 0, MB_MAX,                                      \
       "train in less memory, slower, to the same bits")                                            \
     X(model, "--model", INPUT,                                                                     \
-      "eval! score! encode! calibrate! detect! sample! export! check! info!", "MODEL", 1, 0, 0,    \
+      "eval! score! encode! calibrate! detect! sample! figures! export! check! info!", "MODEL", 1, \
+      0, 0,                                                                                        \
       "a trained flow; the option's name may be left out")                                         \
-    X(in, "--in", INPUT, "eval!", "FILE", 1, 0, 0, "samples like those of training")               \
-    X(ood, "--ood", INPUT, "eval", "FILE", CLI_MANY, 0, 0, "samples that are not")                 \
+    X(in, "--in", INPUT, "eval! figures!", "FILE", 1, 0, 0, "samples like those of training")      \
+    X(ood, "--ood", INPUT, "eval figures!", "FILE", CLI_MANY, 0, 0, "samples that are not")        \
     X(score, "--score", TEXT, "eval score calibrate", "SCORE", CLI_MANY, 0, 0,                     \
       "default likelihood; of eval, all: every one that can be made; of calibrate, what the"       \
       " verdict is made of: complexity for pixels")                                                \
@@ -90,12 +93,12 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
     X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
       "standard deviation of the latents; default 1")                                              \
-    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect", "N", 1, 0, MANY,        \
+    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect figures", "N", 1, 0, MANY,\
       "only the first N samples of each file, of the classes that are asked for; of --eval-in and" \
-      " --eval-ood, default 2000")                                                                 \
+      " --eval-ood, default 2000; of figures, 1000")                                               \
     X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
-    X(threads, "--threads", WHOLE, "train eval score encode calibrate detect sample check", "N",   \
-      1, 0, 1024,                                                                                  \
+    X(threads, "--threads", WHOLE, "train eval score encode calibrate detect sample figures check",\
+      "N", 1, 0, 1024,                                                                             \
       "default: every core")
 
 typedef struct options {

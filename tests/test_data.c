@@ -618,8 +618,9 @@ static uint32_t adler_of(const unsigned char *bytes, size_t n) {
 
 /* Reads a PNG back: chunks, checksums, and the pixels through the inflater. */
 static int png_is(const char *path, int w, int h, int channels, const unsigned char *pixels) {
-    static unsigned char bytes[200000], raw[200000];
-    size_t               n = get(path, bytes, sizeof bytes), at = 8, row = (size_t)(w * channels);
+    static unsigned char bytes[300000], raw[200000];
+    const unsigned char *palette = NULL; /* of colours, instead of channels */
+    size_t               n = get(path, bytes, sizeof bytes), at = 8, row, i;
     fo__inflate          z;
     int                  y, ok = n > 57 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0;
     memset(&z, 0, sizeof z);
@@ -630,7 +631,10 @@ static int png_is(const char *path, int w, int h, int channels, const unsigned c
         if (memcmp(bytes + at + 4, "IHDR", 4) == 0)
             ok = ok && be32(bytes + at + 8) == (uint32_t)w &&
                  be32(bytes + at + 12) == (uint32_t)h &&
-                 bytes[at + 17] == (channels == 3 ? 2 : 0);
+                 bytes[at + 16] == 8 && (channels == 3 ? bytes[at + 17] == 2 || bytes[at + 17] == 3
+                                                       : bytes[at + 17] == 0);
+        if (memcmp(bytes + at + 4, "PLTE", 4) == 0)
+            palette = bytes + at + 8;
         if (memcmp(bytes + at + 4, "IDAT", 4) == 0) {
             ok       = ok && (bytes[at + 8] * 256 + bytes[at + 9]) % 31 == 0;
             z.in     = bytes + at + 10;
@@ -642,17 +646,25 @@ static int png_is(const char *path, int w, int h, int channels, const unsigned c
         }
         at += 12 + length;
     }
-    ok = ok && at == n && z.n_out == (row + 1) * (size_t)h;
-    for (y = 0; ok && y < h; y++)
-        ok = raw[(size_t)y * (row + 1)] == 0 &&
-             memcmp(raw + (size_t)y * (row + 1) + 1, pixels + (size_t)y * row, row) == 0;
+    ok  = ok && (palette != NULL) == (bytes[25] == 3);
+    row = (size_t)(palette ? w : w * channels);
+    ok  = ok && at == n && z.n_out == (row + 1) * (size_t)h;
+    for (y = 0; ok && y < h; y++) {
+        const unsigned char *got = raw + (size_t)y * (row + 1);
+        ok = got[0] == 0;
+        for (i = 0; ok && i < row; i++) {
+            size_t k = (size_t)y * row + i;
+            ok = palette ? memcmp(palette + 3 * got[i + 1], pixels + 3 * k, 3) == 0
+                         : got[i + 1] == pixels[k];
+        }
+    }
     return ok;
 }
 
 static void test_png(void) {
     static const int size[6][3] = {{1, 1, 1}, {1, 1, 3},     {7, 5, 1},
                                    {5, 7, 3}, {300, 101, 3}, {257, 400, 1}};
-    static unsigned char pixels[200000];
+    static unsigned char pixels[200000], small[300000];
     fo_context *fo = fo_open(NULL);
     int         i, k;
     for (i = 0; i < 12; i++) {
@@ -662,6 +674,16 @@ static void test_png(void) {
                                               : (unsigned)(k / 50 % 256));
         CHECK(fo_save_png(fo, temp("png"), s[0], s[1], s[2], pixels) == FO_OK);
         CHECK(png_is(temp("png"), s[0], s[1], s[2], pixels));
+    }
+    for (k = 0; k < 200000; k++) /* tiles of 41 colours, drawn twice their size, far apart */
+        pixels[k] = (unsigned char)(k / 3 % 400 / 2 * 7 % 41 * (1 + k % 3));
+    for (i = 255; i <= 257; i++) { /* as many colours as fit, one more */
+        pixels[0] = pixels[1] = 255;
+        for (k = 0; k < i && i > 255; k++)
+            pixels[3 * k] = (unsigned char)k, pixels[3 * k + 1] = (unsigned char)(k / 256);
+        CHECK(fo_save_png(fo, temp("png"), 400, 160, 3, pixels) == FO_OK);
+        CHECK(png_is(temp("png"), 400, 160, 3, pixels));
+        CHECK(i > 255 || get(temp("png"), small, sizeof small) < 20000); /* of 192,000 bytes */
     }
     CHECK(fo_save_png(fo, temp("no"), 0, 5, 1, pixels) == FO_ERR_ARGUMENT);
     CHECK(fo_save_png(fo, temp("no"), 5, 5, 2, pixels) == FO_ERR_ARGUMENT);
