@@ -4162,22 +4162,26 @@ static int fo__before(const fo__key *a, const fo__key *b) {
     return a->text ? strcmp(a->text, b->text) < 0 : a->number < b->number;
 }
 
-/* Heap sort: n log n for any input, and the input is hostile. */
-static void fo__sort_keys(fo__key *at, int64_t n) {
-    int64_t root = n / 2, heap = n, i, child;
-    while (heap > 1) {
-        fo__key sinking = root > 0 ? at[--root] : at[--heap];
-        if (heap < n)
-            at[heap] = at[0];
-        for (i = root; (child = 2 * i + 1) < heap; i = child) {
-            child += child + 1 < heap && fo__before(&at[child], &at[child + 1]);
-            if (!fo__before(&sinking, &at[child]))
-                break;
-            at[i] = at[child];
-        }
-        at[i] = sinking;
+/* Heap sort of a type, by a function that says which of two comes first: n log n for any input,
+   which may be hostile, and no memory; qsort promises neither. Every root sinks to its place, from
+   the middle up; then the last in order moves behind the heap, time after time. */
+#define FO__HEAP_SORT(name, type, before)                                                          \
+    static void name(type *at, int64_t n) {                                                        \
+        int64_t root = n / 2, heap = n, i, child;                                                  \
+        while (heap > 1) {                                                                         \
+            type sinking = root > 0 ? at[--root] : at[--heap];                                     \
+            if (heap < n)                                                                          \
+                at[heap] = at[0];                                                                  \
+            for (i = root; (child = 2 * i + 1) < heap; i = child) {                                \
+                child += child + 1 < heap && before(&at[child], &at[child + 1]);                   \
+                if (!before(&sinking, &at[child]))                                                 \
+                    break;                                                                         \
+                at[i] = at[child];                                                                 \
+            }                                                                                      \
+            at[i] = sinking;                                                                       \
+        }                                                                                          \
     }
-}
+FO__HEAP_SORT(fo__sort_keys, fo__key, fo__before)
 
 /* The place of `text` in the list that these sorted keys belong to, or -1. */
 static int fo__find_key(const fo__key *keys, int n, const char *text) {
@@ -4625,23 +4629,8 @@ typedef struct fo__score {
     int64_t ood;
 } fo__score;
 
-/* Heap sort: n log n for any input and no memory; qsort promises neither. Every root sinks to its
-   place, from the middle up; then the largest score moves behind the heap, again and again. */
-static void fo__sort(fo__score *at, int64_t n) {
-    int64_t root = n / 2, heap = n, i, child;
-    while (heap > 1) {
-        fo__score sinking = root > 0 ? at[--root] : at[--heap];
-        if (heap < n)
-            at[heap] = at[0];
-        for (i = root; (child = 2 * i + 1) < heap; i = child) {
-            child += child + 1 < heap && at[child].score < at[child + 1].score;
-            if (sinking.score >= at[child].score)
-                break;
-            at[i] = at[child];
-        }
-        at[i] = sinking;
-    }
-}
+static int fo__lower(const fo__score *a, const fo__score *b) { return a->score < b->score; }
+FO__HEAP_SORT(fo__sort, fo__score, fo__lower)
 
 /* The same of plain numbers. */
 static fo_result fo__sort_values(fo_context *fo, double *x, int64_t n) {
@@ -5044,15 +5033,27 @@ static int fo__cholesky(double *a, int64_t n) {
     return 1;
 }
 
+/* Mean of n numbers that lie `step` apart, and (or NULL) their standard deviation, by n - 1. */
+static double fo__mean_of(const double *x, int64_t n, int64_t step, double *std) {
+    double  mean = 0, square = 0;
+    int64_t i;
+    for (i = 0; i < n; i++)
+        mean += x[i * step] / (double)n;
+    for (i = 0; i < n && std; i++)
+        square += (x[i * step] - mean) * (x[i * step] - mean);
+    if (std)
+        *std = sqrt(square / (double)FO__MAX(n - 1, 1));
+    return mean;
+}
+
 /* Mean and Cholesky factor of the covariance of rows[n][d] (divided by n - 1), with a millionth of
    the mean variance added to the diagonal: constant columns stay harmless. gauss[d + d*d]. */
 static int fo__gauss_fit(const double *rows, int64_t n, int64_t d, double *gauss) {
     double *cov = gauss + d, trace = 0;
     int64_t r, i, j;
     memset(gauss, 0, (size_t)(d + d * d) * sizeof *gauss);
-    for (r = 0; r < n; r++)
-        for (i = 0; i < d; i++)
-            gauss[i] += rows[r * d + i] / (double)n;
+    for (i = 0; i < d; i++)
+        gauss[i] = fo__mean_of(rows + i, n, d, NULL);
     for (r = 0; r < n; r++)
         for (i = 0; i < d; i++)
             for (j = 0; j <= i; j++)
@@ -5084,13 +5085,8 @@ static double fo__mahalanobis(const fo_real *gauss, int64_t d, const double *x, 
 
 /* The width of a kernel density by Scott's rule (1992): the standard deviation times n^-1/5. */
 static double fo__kde_width(const double *points, int64_t n) {
-    double  mean = 0, var = 0;
-    int64_t i;
-    for (i = 0; i < n; i++)
-        mean += points[i] / (double)n;
-    for (i = 0; i < n; i++)
-        var += (points[i] - mean) * (points[i] - mean) / (double)FO__MAX(n - 1, 1);
-    return FO__MAX(sqrt(var), 1e-12 * (1 + fabs(mean))) * pow((double)n, -0.2);
+    double std, mean = fo__mean_of(points, n, 1, &std);
+    return FO__MAX(std, 1e-12 * (1 + fabs(mean))) * pow((double)n, -0.2);
 }
 
 /* Log of the density at x of a normal kernel on each of n points; the nearest point comes out of
@@ -10728,21 +10724,10 @@ struct fo_workspace {
     int         scoring;        /* with gradients, but of the weights that scoring uses */
 };
 
-/* A function of the rows [begin,end) of the batch, which are shared out over threads. */
-typedef void fo__rows_fn(fo_workspace *ws, int64_t begin, int64_t end);
-typedef struct fo__rows_call { fo_workspace *ws; fo__rows_fn *fn; } fo__rows_call;
-
-static void fo__rows_range(void *arg, int64_t begin, int64_t end) {
-    fo__rows_call *call = (fo__rows_call *)arg;
-    call->fn(call->ws, begin, end);
-}
-
-static void fo__rows(fo_workspace *ws, fo__rows_fn *fn) {
-    fo__rows_call call;
-    call.ws = ws;
-    call.fn = fn;
-    fo_parallel_for(ws->fo, ws->rows, fo__grain(4 * FO__NS_ELEMENT * (double)ws->flow->size),
-                    fo__rows_range, &call);
+/* Calls fn with this workspace for the rows of its batch, which are shared out over threads. */
+static void fo__rows(fo_workspace *ws, void (*fn)(void *arg, int64_t begin, int64_t end)) {
+    fo_parallel_for(ws->fo, ws->rows, fo__grain(4 * FO__NS_ELEMENT * (double)ws->flow->size), fn,
+                    ws);
 }
 
 static double *fo__logdet(fo_workspace *ws, int layer) {
@@ -11051,8 +11036,9 @@ static const fo_data *fo__row_data(const fo_workspace *ws, int64_t r) {
     return ws->negative && r >= ws->positive ? ws->negative : ws->data;
 }
 
-static void fo__load_rows(fo_workspace *ws, int64_t begin, int64_t end) {
-    int64_t r;
+static void fo__load_rows(void *arg, int64_t begin, int64_t end) {
+    fo_workspace *ws = (fo_workspace *)arg;
+    int64_t       r;
     for (r = begin; r < end; r++)
         fo__data_rows(fo__row_data(ws, r), ws->sample[r], fo__state(ws, r));
 }
@@ -11091,8 +11077,9 @@ static void fo__fill_draw(fo_workspace *ws, int64_t first, int64_t rows, int dra
    >>scoring       x -> z with its terms, what a call wants of that, and z -> x
    ============================================================================================= */
 /* log N(z; 0, I) = -|z|^2/2 - D/2 log 2 pi */
-static void fo__base_rows(fo_workspace *ws, int64_t begin, int64_t end) {
-    int64_t r, size = ws->flow->size;
+static void fo__base_rows(void *arg, int64_t begin, int64_t end) {
+    fo_workspace *ws = (fo_workspace *)arg;
+    int64_t       r, size = ws->flow->size;
     for (r = begin; r < end; r++)
         ws->terms[r] = -0.5 * ws->fo->kernels->sumsq(size, fo__state(ws, r)) -
                        0.5 * (double)size * log(6.283185307179586);
@@ -12674,17 +12661,12 @@ static int64_t fo__two_rows(int width, int64_t n) { return (void)n, 2 * width; }
 
 static fo_result fo__gradient_fit(fo_context *fo, const double *rows, int64_t n, int width,
                                   fo_real *state) {
-    int64_t r;
-    int     k;
+    int k;
     (void)fo;
     for (k = 0; k < width; k++) {
-        double mean = 0, var = 0;
-        for (r = 0; r < n; r++)
-            mean += rows[r * width + k] / (double)n;
-        for (r = 0; r < n; r++)
-            var += (rows[r * width + k] - mean) * (rows[r * width + k] - mean);
-        state[k]         = (fo_real)mean;
-        state[width + k] = (fo_real)sqrt(var / (double)FO__MAX(n - 1, 1));
+        double std;
+        state[k]         = (fo_real)fo__mean_of(rows + k, n, width, &std);
+        state[width + k] = (fo_real)std;
     }
     return FO_OK;
 }
@@ -12789,10 +12771,7 @@ static fo_result fo__pca_fit(fo_context *fo, const double *rows, int64_t n, int 
     if (x == NULL)
         return FO_ERR_MEMORY;
     for (i = 0; i < width; i++) {
-        double mean = 0;
-        for (r = 0; r < n; r++)
-            mean += rows[r * width + i] / (double)n;
-        state[i] = (fo_real)mean;
+        state[i] = (fo_real)fo__mean_of(rows + i, n, width, NULL);
         for (r = 0; r < n; r++)
             x[r * width + i] = (fo_real)(rows[r * width + i] - (double)state[i]);
     }
