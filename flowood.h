@@ -3644,11 +3644,14 @@ static fo_result fo__read_values(fo__array_file *f, fo_data *data) {
     result        = fo__take_values(f, bytes);
     if (result != FO_OK)
         return result;
-    for (i = size / 2; r->type == FO_F16 && i-- > 0;) { /* backwards: a float replaces two */
-        float wide = (float)fo__value(FO_F16, bytes, i);
-        memcpy(bytes + 4 * i, &wide, 4);
-    }
-    for (i = 0; r->type != FO_U8 && i < columns * (size_t)data->count; i++)
+    if (r->type == FO_F16)
+        for (i = size / 2; i-- > 0;) { /* backwards: a float replaces two */
+            float wide = (float)fo__value(FO_F16, bytes, i);
+            memcpy(bytes + 4 * i, &wide, 4);
+        }
+    if (r->type == FO_U8)
+        return FO_OK;
+    for (i = 0; i < columns * (size_t)data->count; i++)
         if (!(fabs(fo__value(data->type, bytes, i)) <= largest))
             return fo__fail(data->fo, FO_ERR_NUMERIC, "%s: row %lld column %lld is %g: repair it, "
                             "e.g. with numpy.nan_to_num", f->source.path, (long long)(i / columns),
@@ -5039,8 +5042,9 @@ static double fo__mean_of(const double *x, int64_t n, int64_t step, double *std)
     int64_t i;
     for (i = 0; i < n; i++)
         mean += x[i * step] / (double)n;
-    for (i = 0; i < n && std; i++)
-        square += (x[i * step] - mean) * (x[i * step] - mean);
+    if (std)
+        for (i = 0; i < n; i++)
+            square += (x[i * step] - mean) * (x[i * step] - mean);
     if (std)
         *std = sqrt(square / (double)FO__MAX(n - 1, 1));
     return mean;
@@ -5295,8 +5299,9 @@ static int fo__eigen(double *a, int64_t n, double *value, double *work) {
         for (j = i + 1; j < n; j++)
             most = value[j] > value[most] ? j : most;
         swap = value[i], value[i] = value[most], value[most] = swap;
-        for (j = 0; j < n && most != i; j++)
-            swap = a[i * n + j], a[i * n + j] = a[most * n + j], a[most * n + j] = swap;
+        if (most != i)
+            for (j = 0; j < n; j++)
+                swap = a[i * n + j], a[i * n + j] = a[most * n + j], a[most * n + j] = swap;
     }
     return 1;
 }
@@ -7116,8 +7121,9 @@ static void fo__norm_commit(fo_tape *tape) {
         const fo_tensor *t = tape->nodes[i];
         if (t->op && t->op->forward == fo__batch_norm_forward) {
             const fo_norm *how = fo__norm_args_of(t)->how;
-            for (c = 0; c < t->dim[1] && how->mode == FO_NORM_TRAIN && how->defer; c++)
-                fo__norm_update(t, c);
+            if (how->mode == FO_NORM_TRAIN && how->defer)
+                for (c = 0; c < t->dim[1]; c++)
+                    fo__norm_update(t, c);
         }
     }
 }
@@ -8291,13 +8297,14 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
                 map[i++] = (unsigned char)row->fn(row->user, shape, mask.phase, c, y, x);
     if (fo__leave(fo) != FO_OK)
         return fo->failed;
-    for (i = n - 1; i > 0 && row->shuffled; i--) {
-        uint64_t      stream = FO__STREAM_MASK + (uint64_t)(mask.phase / 2);
-        int64_t       j      = fo__below(0, stream, i, i + 1);
-        unsigned char swap   = map[i];
-        map[i] = map[j];
-        map[j] = swap;
-    }
+    if (row->shuffled)
+        for (i = n - 1; i > 0; i--) {
+            uint64_t      stream = FO__STREAM_MASK + (uint64_t)(mask.phase / 2);
+            int64_t       j      = fo__below(0, stream, i, i + 1);
+            unsigned char swap   = map[i];
+            map[i] = map[j];
+            map[j] = swap;
+        }
     return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
 }
 
@@ -8484,8 +8491,9 @@ static void fo__dequantize_row(const fo_pass *p, int64_t r) {
     for (i = 0; i < p->size; i += n) {
         const fo_real *u = p->noise ? p->noise + i : own;
         n = FO__MIN(FO__CHUNK, p->size - i);
-        for (j = 0; j < n && p->middle && p->noise == NULL; j++)
-            own[j] = (fo_real)0.5;
+        if (p->middle && p->noise == NULL)
+            for (j = 0; j < n; j++)
+                own[j] = (fo_real)0.5;
         if (p->noise == NULL && !p->middle)
             fo_random_uniform(p->seed, p->stream[r], (uint64_t)i, n, own);
         for (j = 0; j < n; j++)
@@ -8501,10 +8509,11 @@ static void fo__dequantize_rows(fo_pass *p, int64_t begin, int64_t end) {
         fo_real *x = p->x + r * p->size;
         if (p->direction == FO_ENCODE)
             fo__dequantize_row(p, r);
-        for (i = 0; i < p->size && p->direction == FO_DECODE; i++) {
-            fo_real grey = x[i] * 256 - (fo_real)0.5;
-            x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
-        }
+        if (p->direction == FO_DECODE)
+            for (i = 0; i < p->size; i++) {
+                fo_real grey = x[i] * 256 - (fo_real)0.5;
+                x[i] = grey < 0 ? 0 : grey > 255 ? 255 : grey;
+            }
         p->logdet[r] = p->direction == FO_ENCODE ? -logdet : logdet;
     }
 }
@@ -8628,8 +8637,9 @@ static void fo__standardize_measure(fo_pass *p, int64_t seen, int64_t count) {
             mean[i] += d / (double)(seen + r + 1);
             square[i] += d * (x - mean[i]);
         }
-    for (i = 0; i < n && seen + p->rows == count; i++)
-        fo__standardize_set(p, i, mean[i], sqrt(square[i] / (double)count));
+    if (seen + p->rows == count)
+        for (i = 0; i < n; i++)
+            fo__standardize_set(p, i, mean[i], sqrt(square[i] / (double)count));
 }
 
 /* Mean of element i, as exact as it was measured, and what its differences are divided by. */
@@ -8705,16 +8715,19 @@ static fo_layer_kind fo__standardize_kind(void) {
 static void fo__normalize_rows(fo_pass *p, int64_t begin, int64_t end) {
     const double wanted = sqrt((double)p->size);
     int64_t      r, i;
-    for (r = begin; r < end && p->direction == FO_ENCODE; r++) {
-        fo_real *x = p->x + r * p->size;
-        double   most = 0, sum = 0;
-        for (i = 0; i < p->size; i++)
-            most = FO__MAX(most, fabs((double)x[i]));
-        for (i = 0; i < p->size && most > 0; i++)
-            sum += (double)x[i] / most * ((double)x[i] / most);
-        for (i = 0; i < p->size && most > 0; i++)
-            x[i] = (fo_real)((double)x[i] / most * (wanted / sqrt(sum)));
-    }
+    if (p->direction == FO_ENCODE)
+        for (r = begin; r < end; r++) {
+            fo_real *x = p->x + r * p->size;
+            double   most = 0, sum = 0;
+            for (i = 0; i < p->size; i++)
+                most = FO__MAX(most, fabs((double)x[i]));
+            if (!(most > 0))
+                continue;
+            for (i = 0; i < p->size; i++)
+                sum += (double)x[i] / most * ((double)x[i] / most);
+            for (i = 0; i < p->size; i++)
+                x[i] = (fo_real)((double)x[i] / most * (wanted / sqrt(sum)));
+        }
 }
 
 static fo_layer_kind fo__normalize_kind(void) {
@@ -9338,12 +9351,13 @@ static fo_result fo__permute_shape(fo_layer *layer) {
                         "out", seed);
     for (c = 0; c < n; c++)
         order[c] = reverse ? n - 1 - c : c;
-    for (c = n - 1; c > 0 && !reverse; c--) {
-        int j    = (int)fo__below((uint64_t)seed, FO__STREAM_PERMUTE, c, c + 1);
-        int swap = order[c];
-        order[c] = order[j];
-        order[j] = swap;
-    }
+    if (!reverse)
+        for (c = n - 1; c > 0; c--) {
+            int j    = (int)fo__below((uint64_t)seed, FO__STREAM_PERMUTE, c, c + 1);
+            int swap = order[c];
+            order[c] = order[j];
+            order[j] = swap;
+        }
     /* whole channels, from the back, because the front still holds their order */
     for (i = (int)layer->width - 1; i >= 0; i--)
         order[i] = order[i / pixels] * pixels + i % pixels;
@@ -9490,8 +9504,9 @@ static void fo__actnorm_rows(fo_pass *p, int64_t begin, int64_t end) {
             fo_real e = (fo_real)exp(p->direction == FO_DECODE ? -log_scale : log_scale);
             if (dy)
                 p->fo->kernels->scale(n, e, dy + c * n, dy + c * n);
-            for (i = c * n; i < (c + 1) * n && !dy; i++)
-                x[i] = p->direction == FO_DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
+            if (!dy)
+                for (i = c * n; i < (c + 1) * n; i++)
+                    x[i] = p->direction == FO_DECODE ? x[i] * e - bias[c] : (x[i] + bias[c]) * e;
         }
     }
 }
@@ -9636,8 +9651,9 @@ static fo_result fo__conv1x1_init(const fo_layer *layer, uint64_t seed, fo_real 
     if (a == NULL)
         return FO_ERR_MEMORY;
     fo__orthogonal(seed, FO__STREAM_INIT + 0x10000 + (uint64_t)layer->index, n, a);
-    for (i = 0; i < n * n && !own->lu; i++)
-        values[own->weight + i] = (fo_real)a[i];
+    if (!own->lu)
+        for (i = 0; i < n * n; i++)
+            values[own->weight + i] = (fo_real)a[i];
     if (own->lu)
         fo__conv1x1_factor(own, n, a, values, buffers);
     fo__free(layer->fo, a);
@@ -9735,22 +9751,24 @@ static void fo__conv1x1_gradient(fo_pass *p) {
     double *dm = fo__conv1x1_matrix(p, FO__PRODUCT);
     double  c  = fo__dlogdet_sum(p) * (double)(p->layer->shape.h * p->layer->shape.w);
     fo__conv1x1_product(p, c, dm);
-    for (i = 0; i < n * n && !own->lu; i++)
-        p->grads[own->weight + i] = (fo_real)dm[i];
+    if (!own->lu)
+        for (i = 0; i < n * n; i++)
+            p->grads[own->weight + i] = (fo_real)dm[i];
     if (own->lu)
         fo__conv1x1_factors(p);
-    for (i = 0; i < n && own->lu; i++)
-        for (j = 0; j < n; j++) {
-            double dl = 0, du = 0; /* dL = dM U^T, dU = L^T dM */
-            for (k = 0; k < n; k++) {
-                dl += dm[i * n + k] * upper[j * n + k];
-                du += lower[k * n + i] * dm[k * n + j];
+    if (own->lu)
+        for (i = 0; i < n; i++)
+            for (j = 0; j < n; j++) {
+                double dl = 0, du = 0; /* dL = dM U^T, dU = L^T dM */
+                for (k = 0; k < n; k++) {
+                    dl += dm[i * n + k] * upper[j * n + k];
+                    du += lower[k * n + i] * dm[k * n + j];
+                }
+                p->grads[own->lower + i * n + j] = (fo_real)(i > j ? dl : 0);
+                p->grads[own->upper + i * n + j] = (fo_real)(i < j ? du : 0);
+                if (i == j)
+                    p->grads[own->log_diag + i] = (fo_real)(du * upper[i * n + i] + c);
             }
-            p->grads[own->lower + i * n + j] = (fo_real)(i > j ? dl : 0);
-            p->grads[own->upper + i * n + j] = (fo_real)(i < j ? du : 0);
-            if (i == j)
-                p->grads[own->log_diag + i] = (fo_real)(du * upper[i * n + i] + c);
-        }
 }
 
 static void fo__conv1x1_before(fo_pass *p) {
@@ -9944,11 +9962,12 @@ int64_t fo_layer_buffer(fo_layer *layer, const char *name, int rank, const int64
 int64_t fo_layer_optional(fo_layer *layer, const char *name, int64_t count, double absent) {
     int64_t at = fo_layer_buffer(layer, name, 1, &count, fo_init_of(FO_INIT_CONSTANT, 0));
     int     i;
-    for (i = 0; at >= 0 && i < layer->flow->buffers.count; i++)
-        if (layer->flow->buffers.list[i].info.offset == at) {
-            layer->flow->buffers.list[i].optional = 1;
-            layer->flow->buffers.list[i].absent   = (fo_real)absent;
-        }
+    if (at >= 0)
+        for (i = 0; i < layer->flow->buffers.count; i++)
+            if (layer->flow->buffers.list[i].info.offset == at) {
+                layer->flow->buffers.list[i].optional = 1;
+                layer->flow->buffers.list[i].absent   = (fo_real)absent;
+            }
     return at;
 }
 
@@ -10046,7 +10065,9 @@ typedef struct fo__new_layer {
 static fo_result fo__from_check(const fo_layer *layer) {
     unsigned char *seen = (unsigned char *)fo__alloc(layer->fo, (size_t)layer->width);
     int64_t        i;
-    for (i = 0; i < layer->width && seen; i++)
+    if (seen == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < layer->width; i++)
         if (layer->from[i] < 0 || layer->from[i] >= layer->width || seen[layer->from[i]]++) {
             fo__fail(layer->fo, FO_ERR_ARGUMENT, "layer %s: from[%lld] = %d is no place, or one "
                      "that was moved before", layer->kind->name, (long long)i, layer->from[i]);
@@ -10063,10 +10084,11 @@ static fo_result fo__layer_setup(fo_flow *flow, fo__layer *layer, const fo__new_
     const int            params = flow->params.count;
     fo_tensor           *in, *out;
     int                  i;
-    for (i = 0; i < flow->n_layers && kind->front; i++)
-        if (flow->layers[i].learns)
-            return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that "
-                            "learns", kind->name);
+    if (kind->front)
+        for (i = 0; i < flow->n_layers; i++)
+            if (flow->layers[i].learns)
+                return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before every layer that "
+                                "learns", kind->name);
     if (kind->front && layer->see.width != flow->size)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s must come before any split: what is split "
                         "off is latent already", kind->name);
@@ -10880,7 +10902,9 @@ static fo_result fo__slot_tapes(fo_workspace *ws, fo__slot *slot, int needs_grad
     int k;
     slot->tapes = (fo__net_tape *)fo__arena_alloc(&ws->arena, fo__times(ws->n_tapes,
                                                                         sizeof *slot->tapes));
-    for (k = 0; slot->tapes && k < ws->n_tapes; k++) {
+    if (slot->tapes == NULL)
+        return FO_ERR_MEMORY;
+    for (k = 0; k < ws->n_tapes; k++) {
         fo__net_tape *net = &slot->tapes[k];
         net->rows = k + 1 < ws->n_tapes ? 1 << k : ws->batch;
         net->tape = fo__layer_tape(ws->fo, ws->flow, slot->layer, net->rows, needs_grad, &net->in,
@@ -10890,7 +10914,7 @@ static fo_result fo__slot_tapes(fo_workspace *ws, fo__slot *slot, int needs_grad
         *scratch  = FO__MAX(*scratch, net->tape->scratch_size);
         slot->net = *net;
     }
-    return slot->tapes ? FO_OK : FO_ERR_MEMORY;
+    return FO_OK;
 }
 
 static fo_result fo__workspace_tapes(fo_workspace *ws, double budget_mb) {
@@ -11069,8 +11093,9 @@ static void fo__fill_draw(fo_workspace *ws, int64_t first, int64_t rows, int dra
     ws->row_seed = seed;
     if (draw >= 0)
         fo_random_uniform(seed, stream, 0, n, ws->row_noise);
-    for (i = 0; i < n && draw < 0; i++)
-        ws->row_noise[i] = (fo_real)0.5;
+    if (draw < 0)
+        for (i = 0; i < n; i++)
+            ws->row_noise[i] = (fo_real)0.5;
 }
 
 /* ================================================================================================
@@ -11273,8 +11298,9 @@ static fo_result fo__run(fo_workspace *ws, const fo__request *q) {
                 fo__fill(ws, q->first + done, rows);
             else
                 fo__fill_draw(ws, q->first + done, rows, q->draw + k);
-            for (r = 0; r < rows && q->order; r++)
-                ws->sample[r] = q->order[done + r];
+            if (q->order)
+                for (r = 0; r < rows; r++)
+                    ws->sample[r] = q->order[done + r];
             fo__pace_begin(ws->fo, &ws->pace, fo_clock());
             fo__encode(ws);
             fo__pace_end(ws->fo, &ws->pace, fo_clock(), (double)rows);
@@ -11282,8 +11308,9 @@ static fo_result fo__run(fo_workspace *ws, const fo__request *q) {
                 fo__request_take(ws, q, done, k);
         }
         ws->norm.measured += ws->rows;
-        for (r = done; r < done + ws->rows && q->draws > 1; r++)
-            q->log_prob[r] -= log((double)q->draws);
+        if (q->draws > 1)
+            for (r = done; r < done + ws->rows; r++)
+                q->log_prob[r] -= log((double)q->draws);
     }
     return fo__leave(ws->fo);
 }
@@ -11407,9 +11434,10 @@ static fo_result fo__decode(fo_workspace *ws, fo_real *x, double *logdet) {
     for (k = ws->flow->n_layers - 1; k >= 0 && ws->fo->failed == FO_OK; k--)
         fo__pass(ws, k, FO_DECODE);
     memcpy(x, ws->state, (size_t)(ws->rows * size) * sizeof *x);
-    for (r = 0; r < ws->rows && logdet; r++)
-        for (k = 0, logdet[r] = 0; k < ws->flow->n_layers; k++)
-            logdet[r] += fo__logdet(ws, k)[r];
+    if (logdet)
+        for (r = 0; r < ws->rows; r++)
+            for (k = 0, logdet[r] = 0; k < ws->flow->n_layers; k++)
+                logdet[r] += fo__logdet(ws, k)[r];
     for (i = 0; i < ws->rows * size; i++)
         if (x[i] - x[i] != 0)
             return fo__fail(ws->fo, FO_ERR_NUMERIC, "decoding row %lld gave a number that is not "
@@ -11536,8 +11564,9 @@ static int fo__trace_layer(fo_workspace *ws, int i, int (*take)(void *user, cons
     memcpy(room->before, ws->state, (size_t)(ws->rows * size) * sizeof(fo_real));
     for (k = 0; k < size; k++)
         room->place_before[k] = i ? room->place_after[k] : (int)k;
-    for (k = 0; k < l->see.width && l->see.from; k++)
-        room->place_after[k] = room->place_before[l->see.from[k]];
+    if (l->see.from)
+        for (k = 0; k < l->see.width; k++)
+            room->place_after[k] = room->place_before[l->see.from[k]];
     for (k = l->see.from ? l->see.width : 0; k < size; k++)
         room->place_after[k] = room->place_before[k];
     fo__pass(ws, i, FO_ENCODE);
@@ -12700,8 +12729,9 @@ static void fo__normality_features(const fo_score_input *in, double *f) {
         square += z[i].score * z[i].score;
     }
     f[0] = log(FO__MAX(fo__anderson_darling(z, n), 1e-300));
-    for (c = 0; c < in->shape.c && plane > 1; c++)
-        flat += fo__log_flatness(in->z + c * plane, in->shape.h, in->shape.w, in->work);
+    if (plane > 1)
+        for (c = 0; c < in->shape.c; c++)
+            flat += fo__log_flatness(in->z + c * plane, in->shape.h, in->shape.w, in->work);
     f[1] = flat / in->shape.c;
     f[2] = square;
 }
@@ -13903,19 +13933,20 @@ static const void *fo__converted(fo__arena *arena, const fo_param_info *p, const
                                  fo_dtype type) {
     void    *out = fo__arena_alloc(arena, fo__times(p->count, fo_dtype_size(type)));
     int64_t  i;
-    for (i = 0; i < p->count && out; i++) {
-        if (type == FO_F64)
-            ((double *)out)[i] = (double)from[i];
-        else if (type == FO_F32)
-            ((float *)out)[i] = (float)from[i];
-        else
-            ((uint16_t *)out)[i] = fo__half((double)from[i]);
-        if (type == FO_F16 && fabs((double)from[i]) >= 65520) {
-            fo__fail(arena->fo, FO_ERR_NUMERIC, "%s has a weight of %g, float16 ends at 65504: "
-                     "save as FO_F32", p->name, (double)from[i]);
-            return NULL;
+    if (out)
+        for (i = 0; i < p->count; i++) {
+            if (type == FO_F64)
+                ((double *)out)[i] = (double)from[i];
+            else if (type == FO_F32)
+                ((float *)out)[i] = (float)from[i];
+            else
+                ((uint16_t *)out)[i] = fo__half((double)from[i]);
+            if (type == FO_F16 && fabs((double)from[i]) >= 65520) {
+                fo__fail(arena->fo, FO_ERR_NUMERIC, "%s has a weight of %g, float16 ends at 65504: "
+                         "save as FO_F32", p->name, (double)from[i]);
+                return NULL;
+            }
         }
-    }
     return out;
 }
 
@@ -14065,13 +14096,14 @@ static int fo__spelling(int k, const char *prefix, const char *name, char *text,
     int       i;
     if (n + sizeof fo__name_map[0][1] > size)
         return 0;
-    for (i = 0; i < rows && k == 1; i++) {
-        end = strlen(fo__name_map[i][0]);
-        if (n > end && strcmp(text + n - end, fo__name_map[i][0]) == 0) {
-            strcpy(text + n - end, fo__name_map[i][1]);
-            return 1;
+    if (k == 1)
+        for (i = 0; i < rows; i++) {
+            end = strlen(fo__name_map[i][0]);
+            if (n > end && strcmp(text + n - end, fo__name_map[i][0]) == 0) {
+                strcpy(text + n - end, fo__name_map[i][1]);
+                return 1;
+            }
         }
-    }
     return k == 0;
 }
 
@@ -14539,8 +14571,9 @@ static double fo__check_some(fo__check *c, int64_t first, int64_t count, fo_real
         fo_encode_rows(ws, back, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, count, FO_DRAW_MIDDLE, z);
         fo_decode(ws, z, count, z, NULL);
     }
-    for (i = 0; i < count * n && projects; i++)
-        report->round_trip = FO__MAX(report->round_trip, fabs((double)(z[i] - back[i])));
+    if (projects)
+        for (i = 0; i < count * n; i++)
+            report->round_trip = FO__MAX(report->round_trip, fabs((double)(z[i] - back[i])));
     report->samples += count;
     return first_logdet;
 }
