@@ -8,7 +8,7 @@ B         = build
 # OpenMP if the compiler has it; OPENMP= switches it off.
 OPENMP   := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null \
               2>/dev/null && echo -fopenmp)
-EXAMPLES  = flowood quickstart custom synthetic guard
+EXAMPLES  = flowood quickstart custom synthetic grey guard
 HAS_CXX  := $(shell command -v $(CXX) 2>/dev/null)
 
 all: $(EXAMPLES:%=$(B)/%) $(if $(HAS_CXX),$(B)/embed)

@@ -158,12 +158,13 @@ static void expand_scores(options *o, const fo_context *fo, const fo_flow *flow,
 
 /* Is there a detector, and may it judge? Its promise is for the model as it was calibrated. */
 static int decides(const options *o, const fo_flow *flow) {
-    const fo_detector_info info = fo_flow_detector(flow);
-    if (info.ranked && (info.stale || o->recalibrate.given || o->norm.given))
-        fprintf(stderr, "flowood: left out: detector (%s)\n", info.stale
-                ? "fitted to other weights: calibrate again" : "fitted without --norm and "
-                "--recalibrate");
-    return info.ranked && !info.stale && !o->recalibrate.given && !o->norm.given;
+    const fo_detector_info info  = fo_flow_detector(flow);
+    const int              batch = o->norm.given && strcmp(o->norm.text, "batch") == 0;
+    const int              other = batch || o->recalibrate.given;
+    if (info.ranked && (info.stale || other))
+        fprintf(stderr, "flowood: left out: detector (fitted to other %s)\n",
+                info.stale ? "weights: calibrate again" : "statistics of batch norm");
+    return info.ranked && !info.stale && !other;
 }
 
 static int check_eval(options *o) {
