@@ -4,6 +4,7 @@
 #include "flowood.h"
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* ---- an op: y = x / (1 + |x|), "softsign" ---------------------------------------------------- */
 

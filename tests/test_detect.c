@@ -4,7 +4,7 @@
 #include "flowood.h"
 #include "test.h"
 
-static const double rows[36] = {
+static const double twelve[36] = {
     0.126, 0.736, 2.32,  0.105, -0.071, 2.181, 1.304, 2.894, 1.648, -1.265, -0.247, 2.021,
     -2.325, 0.562, 1.377, -0.732, -0.089, 1.842, 0.412, 3.085, 1.936, 1.366, -0.33, 2.176,
     0.903, 1.188, 1.628, -0.922, 0.085, 2.11, -1.01, 0.582, 1.92, 0.541, 1.429, 2.178};
@@ -20,12 +20,12 @@ static void test_estimates(void) {
     fo_real     real[36], v[6], y[24], picture[20], kept[12];
     fo__score   z[20];
     int         i, far;
-    CHECK(fo__gauss_fit(rows, 12, 3, gauss));
+    CHECK(fo__gauss_fit(twelve, 12, 3, gauss));
     for (i = 0; i < 12; i++)
         kept[i] = (fo_real)gauss[i];
     CHECK_NEAR(fo__mahalanobis(kept, 3, query, work), 7.16700823771684, close);
     for (i = 0; i < 12; i++)
-        kept[i] = (fo_real)(x[i] = rows[3 * i]);
+        kept[i] = (fo_real)(x[i] = twelve[3 * i]);
     CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), 0.3), -1.24607742467171, close);
     CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), -2), -2.19149677416645, close);
     CHECK_NEAR(fo__kde_log(kept, 12, fo__kde_width(x, 12), 25), -591.839888731185, close);
@@ -39,15 +39,15 @@ static void test_estimates(void) {
         picture[i] = (fo_real)noise[i];
     CHECK_NEAR(fo__log_flatness(picture, 4, 5, work), -0.755376295828348, IS_DOUBLE ? 1e-12 : 1e-6);
     for (i = 0; i < 36; i++)
-        mean[i % 3] += rows[i] / 12;
+        mean[i % 3] += twelve[i] / 12;
     for (i = 0; i < 36; i++)
-        real[i] = (fo_real)(rows[i] - mean[i % 3]);
+        real[i] = (fo_real)(twelve[i] - mean[i % 3]);
     for (i = 0; i < 3; i++)
         centered[i] = query[i] - mean[i];
     fo__principal(fo, real, 12, 3, 2, v, y);
     CHECK_NEAR(fo__residual(v, 2, 3, centered), 0.2352135250897, IS_DOUBLE ? 1e-9 : 1e-5);
     for (i = 0; i < 12; i++) /* a constant column is harmless */
-        x[i] = i % 3 == 1 ? 7 : rows[i];
+        x[i] = i % 3 == 1 ? 7 : twelve[i];
     CHECK(fo__gauss_fit(x, 4, 3, gauss));
     for (i = 0; i < 12; i++)
         kept[i] = (fo_real)gauss[i];

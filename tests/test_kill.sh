@@ -25,7 +25,7 @@ in_a_save() {
 }
 random() { od -An -N2 -tu2 /dev/urandom | tr -d ' '; }
 
-"$tool" train --data $data --preset mlp-cycle --steps 2 --batch 16 --threads 1 --out m > log 2> err ||
+"$tool" train --data $data --preset mlp-cycle --steps 2 --batch 16 --threads 1 --holdout 0 --out m > log 2> err ||
     bad "first training: $(cat err)"
 before=$(steps)
 [ "$before" = 2 ] && ok || bad "first training: '$before' steps"
@@ -58,6 +58,26 @@ while [ $i -lt "$kills" ]; do
     before=${now:-$before}
 done
 [ "$before" -gt 2 ] && ok || bad "no run got further"
+
+# with held-out samples the best state so far is saved; the last run, which ends, calibrates it
+"$tool" train --data $data --preset mlp-cycle --steps 60 --batch 16 --threads 1 --out h > log 2> err ||
+    bad "first training with held-out samples: $(cat err)"
+before=60
+for i in 1 2; do
+    "$tool" train --data $data --resume h --out h --seconds 60 --threads 1 --save-every 0.0001 > log 2> err &
+    pid=$!
+    sleep "$(random | awk '{print 0.3 + $1 / 65536 * 1.5}')"
+    kill -9 $pid 2>/dev/null
+    wait $pid 2>/dev/null
+    now=$("$tool" info h 2> err | sed -n 's/^# trained for \([0-9]*\) .*/\1/p')
+    if [ -n "$now" ] && [ "$now" -ge "$before" ]; then ok
+    else bad "held out, kill $i: $before steps became '$now': $(cat err)"; fi
+    before=${now:-$before}
+done
+rm -f h.*.part
+"$tool" train --data $data --resume h --out h --steps $((before + 1)) --threads 1 > log 2> err &&
+    "$tool" detect h --data $data --alpha 0.1 --limit 20 --threads 1 > log 2> err && ok ||
+    bad "no detector after the kills: $(cat err)"
 [ $((inside * 3)) -ge "$kills" ] && ok || bad "only $inside of $kills kills were inside a save"
 echo "$kills kills, $inside inside a save, $before steps"
 echo "$passed passed, $failed failed"
