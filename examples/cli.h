@@ -11,6 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#ifdef _WIN32
+#include <io.h>
+#else
+#include <unistd.h>
+#endif
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 }; /* exit status */
 enum { CLI_MANY = 16, CLI_WIDTH = 80, CLI_INDENT = 24 };
@@ -134,6 +139,15 @@ static int cli_unknown(const char *what, const cli_guess *guess) {
     if (guess->best)
         return cli_usage("unknown %s %s: did you mean %s?", what, guess->word, guess->best);
     return cli_usage("unknown %s %s", what, guess->word);
+}
+
+/* Is somebody looking? */
+static int cli_is_terminal(FILE *file) {
+#ifdef _WIN32
+    return _isatty(_fileno(file));
+#else
+    return isatty(fileno(file));
+#endif
 }
 
 /* ---- words in a list ------------------------------------------------------------------------- */

@@ -99,32 +99,84 @@ static fo_data *any_data(fo_context *fo, fo_shape s, void **values) {
     return fo_data_view(fo, x, FO_F32, 64, s);
 }
 
+/* Shows what is being measured: twice a second on a terminal, every five seconds elsewhere. */
+typedef struct watch {
+    double begin, shown;
+} watch;
+
+static int on_check(void *user, const char *what, int64_t done, int64_t of) {
+    watch       *seen     = (watch *)user;
+    const int    terminal = cli_is_terminal(stderr);
+    const double now      = fo_clock();
+    if (now < seen->shown + (terminal ? 0.5 : 5))
+        return 0;
+    seen->shown = now;
+    fprintf(stderr, terminal ? "\r%s: %lld of %lld, %.0f s  " : "%s: %lld of %lld, %.0f s\n", what,
+            (long long)done, (long long)of, now - seen->begin);
+    return 0;
+}
+
+/* One line: the name, the number or that there is none, what it means, what was seen. */
+static void print_check(const char *name, double value, int measured, const char *about) {
+    char number[32];
+    snprintf(number, sizeof number, measured ? "%.3g" : "-", value);
+    printf("%-12s %-9s %s; ", name, number, about);
+    if (!measured)
+        printf("no time, take more --seconds\n");
+}
+
+/* Prints the report; 1: something is wrong. What was not measured is not. */
+static int print_report(const fo_check_report *r, double seconds) {
+    const int jacobian = r->columns > 0 || r->layers > 0, gradient = r->parameters > 0;
+    const int there = r->samples > 0;
+    const int bad =
+        (there && (!(r->round_trip < 1e-2) || !(r->logdet_pair < 1e-5))) ||
+        (jacobian && !(r->jacobian < 1e-2)) || (gradient && !(r->gradient < 5e-2)) ||
+        r->untouched > 0;
+    print_check("round trip", r->round_trip, there,
+                "max |x - decode(encode(x))|, grey levels for images; < 0.01");
+    if (there)
+        printf("%lld samples\n", (long long)r->samples);
+    print_check("logdet pair", r->logdet_pair, there,
+                "|logdet(encode) + logdet(decode)|, relative; < 1e-5");
+    if (there)
+        printf("the same samples\n");
+    print_check("jacobian", r->jacobian, jacobian,
+                "|logdet - numeric log|det J||, relative; < 0.01");
+    if (jacobian && r->columns)
+        printf("the whole flow\n");
+    else if (jacobian)
+        printf("%d of %d layers, one by one\n", r->layers, r->layers_of);
+    print_check("gradient", r->gradient, gradient, "numeric against analytic, relative; < 0.05");
+    if (gradient)
+        printf("%d of %d parameters\n", r->parameters, r->parameters_of);
+    printf("%-12s %-9d elements that no coupling changes; 0\n%s after %.1f s\n", "untouched",
+           r->untouched, bad ? "FAILED" : "ok", seconds);
+    return bad;
+}
+
 static int check(void *options_read) {
     const options  *o = (const options *)options_read;
     fo_context     *fo = open_context(o);
     fo_flow        *flow = fo_load_flow(fo, o->model.text);
     fo_data        *data = NULL;
+    fo_check_desc   desc;
     fo_check_report r;
+    watch           seen;
     void           *values = NULL;
     int             bad    = 0;
+    seen.begin = seen.shown = fo_clock();
+    memset(&desc, 0, sizeof desc);
+    desc.seconds  = o->seconds.number;
+    desc.progress = on_check;
+    desc.user     = &seen;
     if (flow)
         data = o->data.given ? load_for(fo, flow, o, o->model.text, o->data.text, ALL, 64)
                              : any_data(fo, fo_flow_shape(flow), &values);
-    if (data && fo_check(flow, data, NULL, &r) == FO_OK) {
-        bad = !(r.round_trip < 1e-2) || !(r.logdet_pair < 1e-5) || !(r.jacobian < 1e-2) ||
-              !(r.gradient < 5e-2) || r.untouched > 0;
-        printf("round trip   %.3g  max |x - decode(encode(x))|, grey levels for images; < 0.01\n"
-               "logdet pair  %.3g  |logdet(encode) + logdet(decode)|, relative; < 1e-5\n",
-               r.round_trip, r.logdet_pair);
-        printf("jacobian     %.3g  |logdet - numeric log|det J||, relative; < 0.01; ", r.jacobian);
-        if (r.columns)
-            printf("the whole flow\n");
-        else
-            printf("%d of %d layers, one by one\n", r.layers, r.layers_of);
-        printf("gradient     %.3g  numeric against analytic, relative; < 0.05; %d of %d "
-               "parameters\n"
-               "untouched    %d  elements that no coupling changes; 0\n%s\n",
-               r.gradient, r.parameters, r.parameters_of, r.untouched, bad ? "FAILED" : "ok");
+    if (data && fo_check(flow, data, &desc, &r) == FO_OK) {
+        if (cli_is_terminal(stderr))
+            fprintf(stderr, "\r%40s\r", "");
+        bad = print_report(&r, fo_clock() - seen.begin);
     }
     free(values);
     return close_context(fo, bad);
