@@ -136,11 +136,12 @@ static long read_all(const char *path, char *bytes, size_t room) {
 /* Four steps, a checkpoint and six more leave the same file as ten steps. */
 static void test_resume(void) {
     static const char *const flows[] = {
-        NULL, "input 16\nstandardize\n2* coupling mask=random:% hidden=7 act=softplus\n"};
+        NULL, "input 16\nstandardize\n2* coupling mask=random:% hidden=7 act=softplus\n",
+        "input 16\nnormalize\nwhiten\nsplit keep=6\n2* coupling mask=halves:% hidden=7\n"};
     static char bytes[2][400000];
     const char *path = FILE_NAME("resume");
     int         way, f;
-    for (f = 0; f < 2; f++)
+    for (f = 0; f < COUNT(flows); f++)
         for (way = 0; way < 4; way++) {
             fo_context    *fo   = open_with(5, FO_SIMD_AUTO, 1);
             fo_flow       *flow = fo_flow_parse(fo, f ? flows[f] : text);
@@ -1650,6 +1651,7 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     d.steps = 3, d.batch = 5, d.ema = 0.9, d.memory_mb = 1e-4, d.held_out_every = 2;
     STAGE(flow = fo_flow_create(fo, shape_of(6, 1, 1)));
     STAGE(fo_add_standardize(flow));
+    STAGE(fo_add_layer(flow, "whiten"));
     STAGE(fo_add_coupling(flow, fo_mask_named("random", 1), fo_net_mlp(5, 2, 3)));
     STAGE(fo_add_additive(flow, fo_mask_halves(0), fo_net_mlp(4, 1, 0)));
     STAGE(data = fo_data_view(fo, rows, REAL_TYPE, 12, shape_of(6, 1, 1)));
@@ -1662,7 +1664,7 @@ static fo_result life(heap *h, const char *path, int forgiving) {
     STAGE(fo_sample(ws, 1, 9, 1, out));
     STAGE(fo_check(back, data, NULL, &report));
     fo_workspace_free(ws), fo_flow_free(back);
-    STAGE(back = fo_flow_parse(fo, "input 6\nstandardize\ncoupling mask=random:1 hidden=5 "
+    STAGE(back = fo_flow_parse(fo, "input 6\nstandardize\nwhiten\ncoupling mask=random:1 hidden=5 "
                                    "depth=2 bottleneck=3\nadditive mask=map:3c3x hidden=4"));
     STAGE(fo_load_weights(back, path));
     fo_flow_free(back);
