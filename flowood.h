@@ -406,7 +406,7 @@ struct fo_tensor {
     int      rank;             /* 1..FO_MAX_RANK                                          */
     int64_t  dim[FO_MAX_RANK]; /* row-major, the last index runs fastest                  */
     int64_t  count;            /* product of dim                                          */
-    fo_real *data;             /* count numbers; placed by fo_tape_plan                   */
+    fo_real *data;             /* count elements; placed by fo_tape_plan                  */
     fo_real *grad;             /* dLoss/d(data), or NULL where no gradient is needed      */
     fo_tape     *tape;
     const fo_op *op;           /* NULL: an input or a parameter                           */
@@ -414,7 +414,7 @@ struct fo_tensor {
     int          n_in;
     const void  *args;         /* the op's own constants, copied by fo_apply              */
     unsigned     overwrite;    /* in backward, bit i < 32: in[i]->grad holds nothing: set it */
-    int64_t      scratch_size; /* shape() may ask for this many numbers of scratch        */
+    int64_t      scratch_size; /* shape() may ask for this many elements of scratch       */
     fo_real     *scratch;      /* they are here while the op runs, with any content       */
 };
 
@@ -716,7 +716,7 @@ FO_API const unsigned char *fo_flow_mask(const fo_flow *flow, int layer);
    1 for each of these, else 0. */
 FO_API int64_t fo_flow_constants(const fo_flow *flow, unsigned char *constant);
 
-/* All learned numbers are one block: parameter i is [offset, offset+count) of it. */
+/* All that is learned is one block: parameter i is [offset, offset+count) of it. */
 typedef struct fo_param_info {
     const char *name; /* "LAYER.scale", "LAYER.net.0.weight", ... */
     int         rank;
@@ -730,7 +730,7 @@ FO_API fo_param_info fo_param_at(const fo_flow *flow, int i);
 FO_API const fo_real *fo_params(fo_flow *flow, int64_t *count);
 /* Replaces all of them. What training knew about the old ones is forgotten: the moving average and
    the moments of the optimizer begin anew, steps count from 0; its settings stay. While a trainer
-   is open on the flow this and fo_load_weights are errors: close it first. */
+   is open on the flow this, fo_load_weights and fo_recalibrate are errors: close it first. */
 FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_t count);
 
 /* What one thread needs to run a flow on up to `batch` (0: 256) samples at a time. It belongs to
@@ -1116,7 +1116,7 @@ typedef struct fo_score_input {
     const unsigned char *pixels;     /* x as bytes; FO_SCORE_PIXELS                            */
     const double        *gradient;   /* [layers]: log of squared norms; FO_SCORE_GRADIENT      */
     double               background; /* log_prob of the background model; FO_SCORE_BACKGROUND  */
-    double              *work;       /* room for 5*c*h*w + 64 numbers                          */
+    double              *work;       /* room for 5*c*h*w + 64 doubles                          */
     void                *user;       /* that of the fo_score_kind                              */
 } fo_score_input;
 
@@ -1136,7 +1136,7 @@ typedef struct fo_score_kind {
     int         flags;
     int (*width)(fo_shape shape, int layers);  /* features a sample; NULL: one               */
     void (*features)(const fo_score_input *in, double *features);
-    int64_t (*size)(int width, int64_t n);     /* numbers of state; NULL: nothing is fitted  */
+    int64_t (*size)(int width, int64_t n);     /* elements of state; NULL: nothing is fitted */
     fo_result (*fit)(fo_context *fo, const double *rows, int64_t n, int width, fo_real *state);
     /* Higher is more OOD; NULL: the first feature. work as in fo_score_input. */
     double (*value)(const double *features, int width, const fo_real *state, int64_t size,
@@ -3225,7 +3225,7 @@ static void fo__gunzip(fo__inflate *z) {
    Purpose    IDX and .npy files become rows; sources and headers are read for >>archive, too
    Invariants a file is hostile: every length is compared with what is really there before memory
               is asked for or bytes are touched; only regular files are opened, so reading ends
-   Callers    everything above: training and scoring through fo__data_rows
+   Callers    users; training and scoring through fo__data_rows
    Cost       loading peaks at the content, of packed files at both; unpacking at 200 MB/s
    ============================================================================================= */
 static const struct fo__dtype_row { char name[4], npy[4]; size_t size; } fo__dtypes[] = {
@@ -3422,8 +3422,8 @@ typedef struct fo__record {
 
 static void fo__read_record(fo__scan *s, fo__record *r) {
     const char *const keys[2][3] = {{"dtype", "shape", "data_offsets"},
-                                           {"descr", "shape", "fortran_order"}};
-    int seen = 0, n, k;
+                                    {"descr", "shape", "fortran_order"}};
+    int               seen = 0, n, k;
     for (n = 0; fo__item_at(s, "{", "}", n); n++) {
         const char *key = fo__quoted(s, ":");
         for (k = 0; k < 3 && strcmp(key, keys[s->python][k]) != 0;)
@@ -5384,7 +5384,7 @@ typedef struct fo__param {
 typedef struct fo__limits {
     const char *path;
     int         count; /* of parameters, and of buffers: the file's arrays */
-    int64_t     size;  /* of their numbers: those of the arrays */
+    int64_t     size;  /* of their elements: those of the arrays */
     int64_t     work;  /* what layers and text may still cost, in elements */
 } fo__limits;
 
@@ -5395,7 +5395,7 @@ typedef struct fo__params {
     int        *table; /* by name: a place in the list + 1, or 0; open addressing */
     int         slots; /* of the table: a power of two, at most half of them used */
     fo__limits *limits; /* NULL: none */
-    int64_t    size;   /* numbers in the block */
+    int64_t    size;   /* elements in the block */
     int        frozen; /* the block is placed: no new names */
 } fo__params;
 
@@ -6574,7 +6574,7 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
    that channels share. Over all channels that is a matrix product for each place k of the 16,
    M[k] = U[k] V[k], of [out,in] and [in,tiles]. A block has as many tiles as keep V and M in the
    cache. */
-#define FO__WINOGRAD_ROOM 262144 /* numbers of V and M together */
+#define FO__WINOGRAD_ROOM 262144 /* elements of V and M together */
 
 static fo__winograd fo__winograd_of(const fo__conv *v, int to_x) {
     fo__winograd g;
@@ -6709,7 +6709,7 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
 /* U = G w G^T of every pair of channels; towards x the kernel is rotated by 180 degrees. */
 static void fo__winograd_weights(const fo__conv *v, int to_x, fo_real *u) {
     const fo_real half   = (fo_real)0.5;
-    const int64_t places = v->c * v->o; /* numbers from one of the 16 places to the next */
+    const int64_t places = v->c * v->o; /* elements from one of the 16 places to the next */
     int64_t       o, c, i;
     for (o = 0; o < v->o; o++)
         for (c = 0; c < v->c; c++) {
@@ -7135,7 +7135,7 @@ static void fo__norm_commit(fo_tape *tape) {
 
 static fo_result fo__weight_norm_shape(fo_tensor *out) {
     if (out->in[1]->count != out->in[0]->dim[0])
-        return fo__bad_shapes(out, "v[O,...] and g with O numbers are needed");
+        return fo__bad_shapes(out, "v[O,...] and g with O elements are needed");
     return fo__like_first(out);
 }
 
@@ -8195,7 +8195,7 @@ typedef struct fo__mask_row {
     fo_mask_fn   fn;           /* NULL: its states are listed, by fo_mask.map or in the text */
     void        *user;
     double       input_factor; /* of the first batch norm of a network behind it */
-    int          shuffled;     /* the map is shuffled, another way for every other phase */
+    int          shuffled;     /* the map is shuffled, by phase/2 */
     int          image;        /* it is about rows and columns */
 } fo__mask_row;
 
@@ -9923,7 +9923,6 @@ fo_param_info fo_param_at(const fo_flow *flow, int i) {
     return flow && i >= 0 && i < flow->params.count ? flow->params.list[i].info : none;
 }
 
-
 /* ---- what a layer's hook `shape` asks for ---------------------------------------------------- */
 
 static int64_t fo__layer_block(fo_layer *layer, fo__params *params, const char *name, int rank,
@@ -10286,7 +10285,8 @@ const fo_real *fo_params(fo_flow *flow, int64_t *count) {
     return fo__values_for(flow, 0);
 }
 
-/* May the weights be replaced? A trainer would go on with moments of others, and end with them. */
+/* May weights and statistics be replaced? A trainer would go on with the moments of others, and
+   perhaps end with those of its best measurement. */
 static fo_result fo__weights_free(fo_flow *flow, const char *call) {
     if (flow->training)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "%s: the flow is being trained: end that first "
@@ -10395,8 +10395,7 @@ static fo_result fo__parse_layer(fo__line *line, fo_flow *flow, char *text) {
         if (*next)
             *next++ = 0;
         if (row == NULL) {
-            row = (fo__layer_row *)fo__row_find(line->fo, line->where, FO__A_LAYER,
-                                                word);
+            row = (fo__layer_row *)fo__row_find(line->fo, line->where, FO__A_LAYER, word);
             if (row == NULL)
                 return line->fo->failed;
             layer.kind = &row->kind;
@@ -11367,6 +11366,8 @@ fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count) {
     if (count < 1)
         return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_recalibrate on %lld samples: at least 1 is "
                         "needed", (long long)count);
+    if (fo__weights_free(flow, "fo_recalibrate") != FO_OK)
+        return flow->fo->failed;
     ws   = fo__workspace_make(flow->fo, flow, 256, 0, 0);
     old  = ws ? fo__reals(&ws->arena, flow->buffers.size) : NULL;
     size = old ? (size_t)flow->buffers.size * sizeof *old : 0;
@@ -11916,7 +11917,7 @@ struct fo_trainer {
     double         held_out_bpd;     /* the last measurement */
     int64_t        measured_at;      /* `done` at that time */
     int64_t        waiting;          /* measurements since the best */
-    int            improved, fresh;  /* the last one was the best; it was not reported yet */
+    int            improved, unreported; /* the last one was the best; nobody was told yet */
 };
 
 /* Defaults, what the flow was trained with or its preset says, and what this call wants. */
@@ -12061,7 +12062,7 @@ static void fo__train_measure(fo_trainer *tr) {
     if (tr->result != FO_OK)
         return;
     tr->held_out_bpd = bpd;
-    tr->fresh        = 1;
+    tr->unreported   = 1;
     tr->improved     = bpd < HUGE_VAL && (flow->best == NULL || bpd < flow->best->train.best);
     tr->waiting      = tr->improved ? 0 : tr->waiting + 1;
     if (tr->improved) {
@@ -12261,7 +12262,7 @@ fo_trainer *fo_trainer_open(fo_flow *flow, const fo_data *data, const fo_train_d
         if (flow->train.has_best && tr->desc.held_out)
             fo__train_measure(tr); /* what the flow has now is the best so far */
     }
-    tr->fresh = tr->improved = 0;
+    tr->unreported = tr->improved = 0;
     if (tr->result == FO_OK)
         return tr;
     fo_trainer_close(tr);
@@ -12275,7 +12276,7 @@ static void fo__report(fo_trainer *tr, int last) {
     fo__interrupted call;
     fo_progress     p;
     double          now = fo_clock() - tr->start;
-    if (tr->desc.progress == NULL || (!last && !tr->fresh && now - tr->reported < 0.1))
+    if (tr->desc.progress == NULL || (!last && !tr->unreported && now - tr->reported < 0.1))
         return;
     memset(&p, 0, sizeof p);
     p.step      = flow->train.step;
@@ -12295,10 +12296,10 @@ static void fo__report(fo_trainer *tr, int last) {
         p.left = FO__MAX(tr->desc.seconds - now, 0);
     p.skipped      = flow->train.skipped;
     p.held_out_bpd = tr->held_out_bpd;
-    p.improved     = tr->improved && tr->fresh;
+    p.improved     = tr->improved && tr->unreported;
     p.last         = last;
     tr->reported   = now;
-    tr->fresh      = 0;
+    tr->unreported = 0;
     call           = fo__interrupt(flow->fo);
     if (tr->desc.progress(tr->desc.user, &p))
         tr->stopped = 1;
@@ -12585,7 +12586,7 @@ static double fo__typicality_value(const double *f, int width, const fo_real *st
 
 /* ---- complexity: -log p - L, L the length of the pixels' code (Serra et al. 2020) --------------
 
-   What a simple picture gains in likelihood for being simple is taken off again. A picture more
+   What a simple picture gains in likelihood for being simple is subtracted. A picture more
    complex than 95 % of the calibration samples gets no more off than those: noise shall not excuse
    itself by being noisy. */
 
@@ -14260,7 +14261,7 @@ static fo_result fo__read_train(fo_flow *flow, const fo_archive *archive, const 
     ema = fo__block_complete(flow->fo, archive, path, &block[4], 0);
     if (flow->fo->failed != FO_OK || (note && fo__train_note_read(flow->fo, &flow->train, note)))
         return flow->fo->failed;
-    if (!state || !note) { /* weights without moments: the optimizer starts afresh */
+    if (!state || !note) { /* weights without moments: the optimizer starts anew */
         flow->train.step = flow->train.seen = flow->train.skipped = state = 0;
         flow->train.has_best = 0;
     }
@@ -14563,17 +14564,18 @@ static double fo__check_some(fo__check *c, int64_t first, int64_t count, fo_real
         report->logdet_pair = FO__MAX(report->logdet_pair,
                                       fabs(logdet + other[r]) / (1 + fabs(logdet)));
         fo__data_rows(c->data, first + r, x);
-        for (i = 0; i < n && !projects; i++)
+        if (projects)
+            continue;
+        for (i = 0; i < n; i++)
             report->round_trip = FO__MAX(report->round_trip,
                                          fabs((double)(x[i] - back[r * n + i])));
     }
     if (projects) { /* what is kept of x goes there and back */
         fo_encode_rows(ws, back, sizeof(fo_real) == 8 ? FO_F64 : FO_F32, count, FO_DRAW_MIDDLE, z);
         fo_decode(ws, z, count, z, NULL);
-    }
-    if (projects)
         for (i = 0; i < count * n; i++)
             report->round_trip = FO__MAX(report->round_trip, fabs((double)(z[i] - back[i])));
+    }
     report->samples += count;
     return first_logdet;
 }
@@ -14678,9 +14680,11 @@ static int fo__check_untouched(fo_flow *flow) {
     int64_t i, n = flow->size;
     int    *origin = (int *)fo__alloc(flow->fo, fo__times(3 * n, sizeof(int)));
     int    *old = origin ? origin + n : NULL, *touched = origin ? old + n : NULL, k, count = 0;
-    for (i = 0; i < n && origin; i++)
+    if (origin == NULL)
+        return 0;
+    for (i = 0; i < n; i++)
         origin[i] = (int)i;
-    for (k = 0; k < flow->n_layers && origin; k++) {
+    for (k = 0; k < flow->n_layers; k++) {
         const fo_layer *l = &flow->layers[k].see;
         memcpy(old, origin, (size_t)n * sizeof(int));
         for (i = 0; i < l->width; i++) {
@@ -14690,7 +14694,7 @@ static int fo__check_untouched(fo_flow *flow) {
                 touched[origin[i]] = 1;
         }
     }
-    for (i = 0; i < n && origin; i++)
+    for (i = 0; i < n; i++)
         count += !touched[i];
     fo__free(flow->fo, origin);
     return count;

@@ -1441,6 +1441,7 @@ static void test_trainer_bits(void) {
                 fo_clear_error(fo);
                 REFUSED(fo_set_params(flow, flow->values, flow->params.size), "being trained");
                 REFUSED(fo_load_weights(flow, "none"), "the flow is being trained");
+                REFUSED(fo_recalibrate(flow, data, 8), "the flow is being trained");
                 CHECK(fo_trainer_update(tr) == FO_OK);
             }
         CHECK(way == 0 || fo_trainer_close(tr) == FO_OK);
