@@ -3574,7 +3574,7 @@ static fo_result fo__check_size(const fo__array_file *f) {
     return FO_OK;
 }
 
-/* Number i of an array of U8, F16, F32 or F64, wherever it lies. */
+/* Element i of an array of any type, which need not be aligned. */
 static double fo__value(fo_dtype type, const void *values, size_t i) {
     const unsigned char *at = (const unsigned char *)values + i * fo__dtypes[type].size;
     double               wide;
@@ -3820,7 +3820,7 @@ static void fo__data_rows(const fo_data *data, int64_t i, fo_real *out) {
     const size_t         n     = (size_t)fo_shape_count(data->shape);
     const unsigned char *bytes = (const unsigned char *)data->rows + n * (size_t)i;
     size_t               k;
-    if (data->type == FO_U8) { /* images: without a choice for every number */
+    if (data->type == FO_U8) { /* images: without a choice for every element */
         for (k = 0; k < n; k++)
             out[k] = bytes[k];
         return;
@@ -8698,10 +8698,10 @@ static int fo__standardize_constant(const fo_layer *layer, const fo_real *buffer
 
 static fo_layer_kind fo__standardize_kind(void) {
     fo_layer_kind kind = fo__layer_kind_of("standardize");
-    kind.front   = 1;
-    kind.shape   = fo__standardize_shape;
-    kind.measure = fo__standardize_measure;
-    kind.rows    = fo__standardize_rows;
+    kind.front    = 1;
+    kind.shape    = fo__standardize_shape;
+    kind.measure  = fo__standardize_measure;
+    kind.rows     = fo__standardize_rows;
     kind.constant = fo__standardize_constant;
     return kind;
 }
@@ -10990,7 +10990,7 @@ static fo_workspace *fo__workspace_make(fo_context *fo, fo_flow *flow, int batch
 struct fo__score_room {
     fo_real       *x;
     double        *gradient, *work, *features;
-    int            width;      /* numbers that fit into features */
+    int            width;      /* doubles that fit into features */
     fo_workspace  *backward;   /* of one sample, for gradients */
     fo_workspace  *background; /* of the background model */
 };
@@ -11092,7 +11092,7 @@ static void fo__fill_draw(fo_workspace *ws, int64_t first, int64_t rows, int dra
     ws->row_seed = seed;
     if (draw >= 0)
         fo_random_uniform(seed, stream, 0, n, ws->row_noise);
-    if (draw < 0)
+    else
         for (i = 0; i < n; i++)
             ws->row_noise[i] = (fo_real)0.5;
 }
@@ -13828,19 +13828,22 @@ static void fo__saved_blocks(fo_flow *flow, fo__saved_block block[FO__SAVED_BLOC
     }
 }
 
-/* The training note: the seed, counts, the best measurement if there was one, and the settings. */
+/* The counts of a training state, as the note writes and reads them; -1: not known, not written. */
+#define FO__TRAIN_COUNTS(X) X(step) X(seen) X(skipped) X(samples) X(held_out)
+
+/* The training note: the seed, counts, the settings, and the best measurement if there was one. */
 static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
     const fo__train_state *t = flow->best ? &flow->best->train : &flow->train;
     const fo_train_desc    d = fo__train_resolve(flow, NULL);
     char                   number[40];
     size_t                 at;
     int                    i;
-    at = (size_t)snprintf(text, size, "seed=%llu step=%lld seen=%lld skipped=%lld",
-                          (unsigned long long)d.seed, (long long)t->step, (long long)t->seen,
-                          (long long)t->skipped);
-    if (t->samples >= 0)
-        at += (size_t)snprintf(text + at, size - at, " samples=%lld held_out=%lld",
-                               (long long)t->samples, (long long)t->held_out);
+    at = (size_t)snprintf(text, size, "seed=%llu", (unsigned long long)d.seed);
+#define FO__ROW(name)                                                                              \
+    if (t->name >= 0)                                                                              \
+        at += (size_t)snprintf(text + at, size - at, " " #name "=%lld", (long long)t->name);
+    FO__TRAIN_COUNTS(FO__ROW)
+#undef FO__ROW
     for (i = 0; i < FO__TRAIN_FIELD_COUNT; i++) {
         const fo__train_field *field = &fo__train_fields[i];
         fo__print_double(number, sizeof number, fo__train_get(&d, i) - field->zero, 17);
@@ -13853,7 +13856,7 @@ static void fo__train_note(const fo_flow *flow, char *text, size_t size) {
 
 /* A number of the note; 0: it cannot be. What is not known is from a later version. */
 static int fo__train_note_set(fo__train_state *t, const char *key, double value) {
-    int64_t *count;
+    int64_t *count = NULL;
     int      i;
     if (strcmp(key, "best") == 0) {
         t->best     = value;
@@ -13867,10 +13870,11 @@ static int fo__train_note_set(fo__train_state *t, const char *key, double value)
                 return 0;
             fo__train_set(&t->desc, i, value);
         }
-    count = strcmp(key, "step") == 0 ? &t->step : strcmp(key, "seen") == 0 ? &t->seen
-            : strcmp(key, "skipped") == 0 ? &t->skipped
-            : strcmp(key, "samples") == 0 ? &t->samples
-            : strcmp(key, "held_out") == 0 ? &t->held_out : NULL;
+#define FO__ROW(name)                                                                              \
+    if (strcmp(key, #name) == 0)                                                                   \
+        count = &t->name;
+    FO__TRAIN_COUNTS(FO__ROW)
+#undef FO__ROW
     if (count && !(value >= 0 && value < 1e15))
         return 0;
     if (count)
