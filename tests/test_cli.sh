@@ -1,7 +1,7 @@
 #!/bin/sh
 # The command-line tool on good and bad input: each failure is one line, with exit status 2 for wrong
 # usage and 1 for what goes wrong at run time.
-tool=$PWD/build/flowood
+home=$PWD tool=$PWD/build/flowood
 [ -x "$tool" ] || { echo "build/flowood is missing: run make first"; echo "0 passed, 1 failed"; exit 1; }
 passed=0 failed=0 skipped=0
 ok() { passed=$((passed + 1)); }
@@ -93,6 +93,18 @@ works "eval, all scores without a detector" "$tool" eval --model w0.st --in $in 
 [ "$(cut -d '"' -f 4 log | tr '\n' ' ')" = "likelihood latent volume ratio " ] && ok || bad "four scores expected: $(cat log)"
 works "another norm" "$tool" eval --model whole.st --in $in --ood $ood --norm batch
 grep -q "left out: detector" err && [ "$(grep -c detector log)" = 0 ] && ok || bad "a detector for another norm"
+# the table of make run
+"$tool" eval --model whole.st --in $in --ood $ood --json | sed 's/^{/{"preset": "mlp-cycle", /' > table.jsonl
+awk -f "$home/examples/run.awk" -v what=detector table.jsonl > log
+grep -qE "^$ood +(0.000 )? +[01]\.[0-9]{3} +[01]\.[0-9]{3} +[0-9.]+ % +[0-9.]+ %$" log &&
+    grep -qE "^False alarms on the 120 test images: [0-9.]+ % at 1 %, [0-9.]+ % at 5 %\.$" log && ok || bad "run.awk: $(cat log)"
+awk -f "$home/examples/run.awk" -v what=paper table.jsonl | grep -qE "^mlp-cycle +$ood( +[0-9.]+){4}$" && ok || bad "run.awk, the paper's table"
+# grey: 0.299 * 100 + 0.587 * 200 + 0.114 * 50 = 153
+{ printf '\223NUMPY\001\000\166\000'; printf '%-117s\n' "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 3, 4, 4), }"
+  for level in 144 310 062; do for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do printf "\\$level"; done; done; } > colour.npy
+works grey "$home/build/grey" colour.npy grey-idx 2
+[ "$(od -An -tu1 -j16 grey-idx | tr -s " ")" = " 153 153 153 153" ] && ok || bad "grey: $(od -An -tu1 grey-idx)"
+refuses 1 "three channels" "$home/build/grey" $in grey-idx
 refuses 2 "leave them out" "$tool" eval whole.st --in $in --ood $ood --score all --score latent
 refuses 2 "unknown score all" "$tool" score whole.st --data $in --score all
 # samples by class: labels 0 1 0 1 ...
@@ -122,7 +134,11 @@ works "sample" "$tool" sample --model whole.st --n 5 --temperature 0.7 --out s.p
 [ "$(head -c 4 s.png | tail -c 3)" = PNG ] && ok || bad "no PNG"
 works "sample npy" "$tool" sample --model whole.st --n 5 --out s.npy
 works check "$tool" check --model whole.st --data $in --threads 1
+grep -q "^round trip .*; 64 samples$" log && grep -q "^gradient .*; [1-9][0-9]* of [1-9][0-9]* parameters$" log &&
+    ok || bad "what was sampled: $(cat log)"
 works "check without data" "$tool" check --model whole.st --threads 1
+works "check without time" "$tool" check --model whole.st --threads 1 --seconds 0.000001
+grep -q "^jacobian  *- .*no time, take more --seconds$" log && grep -q "^ok after" log && ok || bad "no time: $(cat log)"
 works "info, no option" "$tool" info whole.st
 works export "$tool" export whole.st --out weights.st
 works "export of 16 bits" "$tool" export whole.st --f16 --out half-weights.st
