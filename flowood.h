@@ -5232,7 +5232,7 @@ static void fo__tridiagonal(double *a, int64_t n, double *diagonal, double *off,
         }
 }
 
-/* Rows i and i + 1 of a[.][n] turn by the angle of this cosine and sine. */
+/* Rotates rows i and i + 1 of a[.][n] by the angle of this cosine and sine. */
 static void fo__rotate_rows(double *a, int64_t n, int64_t i, double c, double s) {
     double *upper = a + i * n, *lower = upper + n;
     int64_t j;

@@ -76,8 +76,8 @@ static void test_two_moons(fo_context *fo) {
                                       "depth=2");
     desc.steps = 400, desc.batch = 100, desc.lr = 3e-3;
     fo_train(flow, fo_data_view(fo, moons, FO_F32, N, plane), &desc);
-    fo_log_prob_terms(fo_workspace_create(fo, flow, 0), fo_data_view(fo, at, FO_F32, 2, plane), 0, 2,
-                      0, terms[0]);
+    fo_log_prob_terms(fo_workspace_create(fo, flow, 0), fo_data_view(fo, at, FO_F32, 2, plane), 0,
+                      2, 0, terms[0]);
     for (int p = 0; p < 2; p++)
         for (int k = 0; k < LAYERS; k++)
             logdet[p] += terms[p][1 + k];

@@ -896,7 +896,8 @@ static void test_whole_text(void) {
     static const struct { const char *text, *say; } bad[] = {
         {"input 4 hello\n", "'input 4 hello'"}, {"input 1x4x4x9\n", "'input 1x4x4x9'"},
         {"input 4294967300\n", "input"},        {"inputs 4\n", "input"},
-        {"input 4; 2* 3* actnorm", "one repeat"},     {"input 4; 2* actnorm; 3* actnorm", "one repeat"},
+        {"input 4; 2* 3* actnorm", "one repeat"},
+        {"input 4; 2* actnorm; 3* actnorm", "one repeat"},
         {"input 4x4x4; squeeze; split; logit", "before any split"},
         {"input 4x4x4; squeeze; split; standardize", "before any split"}};
     const char *path = FILE_NAME("text");

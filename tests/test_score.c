@@ -339,7 +339,8 @@ static void test_several_scores(void) {
     int           i, k, calls = 0, ok;
     fo_score_kind kind, none;
     memset(&kind, 0, sizeof kind);
-    kind.name = "brightest", kind.formula = "max x", kind.features = brightest, kind.flags = FO_SCORE_X;
+    kind.name = "brightest", kind.formula = "max x", kind.features = brightest;
+    kind.flags = FO_SCORE_X;
     kind.user = &calls;
     CHECK(fo_register_score(fo, &kind) == FO_OK);
     kind.name = "last", kind.features = last_logdet, kind.formula = NULL;

@@ -1359,7 +1359,8 @@ static void test_bad_data(void) {
          {"sample 3", "column 1", "nan"}},
         {"input 3\nactnorm\n2* coupling mask=halves:% hidden=4", HUGE_VAL,
          {"sample 3", "column 1", "inf"}},
-        {"input 3\n2* coupling mask=halves:% hidden=4", 1e30, {"sample 3", IS_DOUBLE ? "1e+160" : "1e+30", "standardize"}},
+        {"input 3\n2* coupling mask=halves:% hidden=4", 1e30,
+         {"sample 3", IS_DOUBLE ? "1e+160" : "1e+30", "standardize"}},
         {"input 3\n2* coupling mask=halves:% hidden=4", 1e200, {"sample 3", "1e+200", ""}},
         {"input 3\nlogit\n2* coupling mask=halves:% hidden=4", 30,
          {"sample 3", "column 1", "have 30"}}};
