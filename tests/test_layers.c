@@ -13,7 +13,7 @@
         fo_clear_error(fo);                                                                        \
     } while (0)
 
-/* ---- an elementwise layer with a setting: y = x > 0 ? x : slope x ----------------------------- */
+/* ---- an elementwise layer with a setting: y = x > 0 ? x : slope x ---------------------------- */
 
 static void leak_rows(fo_pass *p, int64_t begin, int64_t end) {
     double  slope = fo_setting_value(&p->layer->settings, "slope");
@@ -41,7 +41,7 @@ static fo_layer_kind leak_kind(void) {
     return kind;
 }
 
-/* ---- a coupling with three outputs: y = (x + t) exp(tanh s) + u ------------------------------- */
+/* ---- a coupling with three outputs: y = (x + t) exp(tanh s) + u ------------------------------ */
 
 static fo_result triple_shape(fo_layer *layer) {
     layer->save = 2 * layer->n_change; /* x and exp(tanh s) */
@@ -89,7 +89,7 @@ static fo_layer_kind triple_kind(void) {
     return kind;
 }
 
-/* ---- layers that move, measure and start: "rotate", "centre" ---------------------------------- */
+/* ---- layers that move, measure and start: "rotate", "centre" --------------------------------- */
 
 static fo_result rotate_shape(fo_layer *layer) {
     int *from = (int *)fo_layer_alloc(layer, (size_t)layer->width * sizeof *from);
@@ -445,7 +445,7 @@ static void test_net_settings(void) {
     fo_close(fo);
 }
 
-/* ---- a first layer that needs the data's own digits, and a buffer that files may lack --------- */
+/* ---- a first layer that needs the data's own digits, and a buffer that files may lack -------- */
 
 static fo_result near_shape(fo_layer *layer) {
     int64_t *at = (int64_t *)fo_layer_alloc(layer, sizeof *at);
