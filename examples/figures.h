@@ -183,19 +183,19 @@ static void figure_title(plot *p, const char *title, const char *note) {
     plot_text(p, 12, 32, 1, PLOT_SOFT, note);
 }
 
-/* One range for the numbers of all couplings and samples that are drawn. */
+/* One range for the numbers of all couplings, from the samples in distribution: what lies beyond is
+   drawn like its ends. */
 static double figure_range(const figures *f, int which, double share) {
-    double most = 0;
-    int    k, i;
-    for (k = 0; k < f->sets; k++)
-        for (i = 0; i < f->set[k].trace.layers; i++) {
-            const figure_layer *l = &f->set[k].trace.layer[i];
-            const float        *v = which == 0 ? l->s : which == 1 ? l->guess : l->after;
-            int                 r;
-            for (r = 0; r < f->set[k].trace.n; r++)
-                most = fmax(most, plot_range(v + r * f->size, which == 2 ? NULL : l->kept, f->size,
-                                             share));
-        }
+    const figure_trace *t    = &f->set[0].trace;
+    double              most = 0;
+    int                 i, r;
+    for (i = 0; i < t->layers; i++) {
+        const figure_layer *l = &t->layer[i];
+        const float        *v = which == 0 ? l->s : which == 1 ? l->guess : l->after;
+        for (r = 0; r < t->n; r++)
+            most = fmax(most, plot_range(v + r * f->size, which == 2 ? NULL : l->kept, f->size,
+                                         share));
+    }
     return most > 0 ? most : 1;
 }
 
@@ -242,7 +242,7 @@ static void figure_couplings_panel(const figures *f, plot *p, int x, const figur
     snprintf(title, sizeof title, "%.40s %d", set->name, r);
     plot_text(p, x, FIGURE_TOP, 2, PLOT_INK, title);
     for (c = 0; c < 5; c++)
-        plot_centre(p, x + c * step + f->page.w * zoom / 2, FIGURE_TOP + 19, step, 2, PLOT_SOFT,
+        plot_centre(p, x + c * step + f->page.w * zoom / 2, FIGURE_TOP + 24, step, 1, PLOT_SOFT,
                     heads[c]);
     for (i = 0; i < t->layers; i++) {
         const figure_layer *l  = &t->layer[i];
@@ -273,7 +273,7 @@ static void figure_couplings(const figures *f, const char *path) {
     if (plot_open(&p, x + n * (5 * step + 16), FIGURE_TOP + 38 + layers * down + 40)) {
         figure_title(&p, "What each coupling sees, and what it makes of it",
                      "sees: the part of the state it conditions on. -t: its guess of the part it "
-                     "changes. after: (state - guess) e^s. grey: not its part");
+                     "changes. after: (state + t) e^s. grey: not its part");
         for (i = 0; i < layers; i++) {
             const figure_layer *l = &f->set[0].trace.layer[i];
             int                 y = FIGURE_TOP + 38 + i * down + f->page.h * zoom / 2;
@@ -383,7 +383,7 @@ static void figure_copied_row(const figures *f, plot *p, int y, const figure_set
         x += plan->step;
         snprintf(text, sizeof text, r == r ? "%.2f" : "?", r);
         plot_centre(p, x + f->page.w * plan->zoom / 2, y, plan->step, 1,
-                    r > 0.5 ? plot_rgb(170, 30, 30) : PLOT_SOFT, text);
+                    r > 0.5 && set != &f->set[0] ? plot_rgb(180, 25, 25) : PLOT_INK, text);
     }
 }
 
@@ -550,6 +550,10 @@ static void figure_latents_panel(const figures *f, plot *p, int x, int k, int n,
     }
 }
 
+static int figure_latent_rows(const figures *f, int k) {
+    return f->set[k].trace.n < 3 ? f->set[k].trace.n : 3;
+}
+
 static void figure_latents_png(const figures *f, const char *path) {
     const int zoom = figure_zoom(f, 84), step = f->page.w * zoom + FIGURE_GAP;
     const int down = f->page.h * zoom + FIGURE_GAP;
@@ -561,7 +565,7 @@ static void figure_latents_png(const figures *f, const char *path) {
     l.noisy = strncmp(fo_flow_layer_text(f->flow, 0), "dequantize", 10) == 0;
     fo_workspace_norm(batch, FO_NORM_BATCH);
     for (k = 0; k < f->sets; k++) {
-        int lines = f->set[k].trace.n < 4 ? f->set[k].trace.n : 4;
+        int lines = figure_latent_rows(f, k);
         n        = lines > n ? lines : n;
         figure_latents_of(f, batch, k, lines, &l);
     }
@@ -572,7 +576,7 @@ static void figure_latents_png(const figures *f, const char *path) {
                                : "mean 40: of 40 draws of dequantization noise");
         for (k = 0; k < f->sets; k++)
             figure_latents_panel(f, &p, 12 + k * (columns * step + 20), k,
-                                 f->set[k].trace.n < 4 ? f->set[k].trace.n : 4, zoom, &l);
+                                 figure_latent_rows(f, k), zoom, &l);
         plot_bar(&p, 12, p.h - 30, 160, f->page.c == 3 ? plot_grey : plot_diverging,
                  f->page.c == 3 ? 0 : -1, -3, 3);
     }

@@ -92,7 +92,7 @@ static const char *plot_glyph(char c) {
         "UHHHHHHE" "VHHHHHA4" "WHHHLLLA" "XHHA4AHH" "YHHHA444" "ZV1248GV" ".00000CC" ",0000C48"
         "-000E000" "+044V440" "=00V0V00" ":0CC0CC0" "/01248G0" "(2488842" ")8422248" "%OP248J3"
         "<248G842" ">8421248" "|4444444" "*04LEL40" "_000000V" "#AAVAVAA" "^4AH0000"
-        "'4480000" "?EH12404";
+        "'4480000" ";0CC0C48" "?EH12404";
     const char *at = font;
     for (; *at; at += 8)
         if (*at == c)

@@ -6,10 +6,14 @@
 
 enum { REPORT_WIDTH = 420, REPORT_ALPHAS = 3, REPORT_CURVE = 4000 };
 
+/* Columns of a log of training: step, and three that are drawn. NaN: an empty cell. */
+typedef struct report_log { int n; double cell[REPORT_CURVE][4]; } report_log;
+
 /* What the page says beside the pictures. */
 typedef struct report {
     const figures *f;
-    const char    *folder, *model, *curve;          /* curve: a log of train, or NULL       */
+    const char    *folder, *model;
+    report_log    *log;                             /* of training, or NULL                 */
     double         bpd[FIGURE_SETS];
     fo_metrics     metrics[FIGURE_SCORES][FIGURE_SETS]; /* against each OOD set             */
     int            decides;                         /* a detector that fits the weights     */
@@ -226,9 +230,6 @@ static double report_roc(plot_string *t, const report *r, int set, double top) {
 
 /* ---- curve.svg ------------------------------------------------------------------------------- */
 
-/* Columns of a log of training: step, and three that are drawn. NaN: an empty cell. */
-typedef struct report_log { int n; double cell[REPORT_CURVE][4]; } report_log;
-
 static const char *const report_columns[4] = {"step", "bpd", "held_out_bpd", "auroc"};
 
 /* One row of text into the columns that `which` names: which[i] of the i-th cell, -1 for none. */
@@ -311,16 +312,16 @@ static double report_curve_panel(plot_string *t, const report_log *log, int firs
 /* ---- files ----------------------------------------------------------------------------------- */
 
 /* Builds a drawing twice, for a file (under DIR/name) and for the page (into `page`). */
-typedef double report_body(plot_string *t, const report *r, const void *what);
+typedef double report_body(plot_string *t, const report *r);
 
 static void report_drawing(report *r, const char *name, const char *label, report_body *body,
-                           const void *what, plot_string *page) {
+                           plot_string *page) {
     plot_string inside, file;
     char        path[1100];
     int         height;
     memset(&inside, 0, sizeof inside);
     memset(&file, 0, sizeof file);
-    height = (int)ceil(body(&inside, r, what));
+    height = (int)ceil(body(&inside, r));
     report_svg_open(page, height, label, 0);
     plot_add(page, "%s</svg>\n", inside.s ? inside.s : "");
     report_svg_open(&file, height, label, 1);
@@ -332,29 +333,25 @@ static void report_drawing(report *r, const char *name, const char *label, repor
     free(file.s);
 }
 
-static double report_all_histograms(plot_string *t, const report *r, const void *what) {
+static double report_all_histograms(plot_string *t, const report *r) {
     double y = 0;
     int    s;
-    (void)what;
     for (s = 0; s < r->f->scores; s++)
         y += report_histogram(t, r, s, y);
     return y;
 }
 
-static double report_all_rocs(plot_string *t, const report *r, const void *what) {
+static double report_all_rocs(plot_string *t, const report *r) {
     double y = 0;
     int    k;
-    (void)what;
     for (k = 1; k < r->f->sets; k++)
         y += report_roc(t, r, k, y);
     return y;
 }
 
-static double report_curves(plot_string *t, const report *r, const void *what) {
-    const report_log *log = (const report_log *)what;
-    double            y   = report_curve_panel(t, log, 1, 2, "bits per dimension", 0);
-    (void)r;
-    return y + report_curve_panel(t, log, 3, 3, "AUROC", y);
+static double report_curves(plot_string *t, const report *r) {
+    double y = report_curve_panel(t, r->log, 1, 2, "bits per dimension", 0);
+    return y + report_curve_panel(t, r->log, 3, 3, "AUROC", y);
 }
 
 /* ---- the page -------------------------------------------------------------------------------- */
@@ -488,7 +485,7 @@ static void report_head(report *r) {
     for (k = 0; k < f->sets; k++) {
         plot_add(t, k == 1 ? ". Out of distribution: " : k ? ", " : "");
         plot_escape(t, f->set[k].name);
-        plot_add(t, " (%lld samples, %.4f bits per dimension)", (long long)f->set[k].n, r->bpd[k]);
+        plot_add(t, " (%lld samples, %.2f bits per dimension)", (long long)f->set[k].n, r->bpd[k]);
     }
     plot_add(t, ".</p>\n");
 }
@@ -566,30 +563,25 @@ static void report_model(report *r) {
 
 /* Histograms, ROC and the curve of training: their files, and what the page shows. */
 static void report_drawings(report *r) {
-    plot_string *t   = &r->html;
-    report_log  *log = NULL;
+    plot_string *t = &r->html;
     plot_add(t, "<section><h2>Histograms of the scores</h2>\n<p>Higher scores mean more out of "
              "distribution. Curves that lie over each other cannot be told apart by any "
              "threshold.</p>\n");
     report_drawing(r, "histogram.svg", "Histograms of every score for every set",
-                   report_all_histograms, NULL, t);
+                   report_all_histograms, t);
     plot_add(t, "</section>\n<section><h2>ROC</h2>\n<p>Each curve goes through all thresholds of a "
              "score: the share of OOD samples found against the share of false alarms. The number "
              "is the area below it.</p>\n");
     report_drawing(r, "roc.svg", "ROC curves of the scores against every OOD set", report_all_rocs,
-                   NULL, t);
+                   t);
     plot_add(t, "</section>\n");
-    if (r->curve == NULL)
+    if (r->log == NULL)
         return;
-    log = (report_log *)figure_room(r->f->fo, 1, sizeof *log);
-    if (log && report_log_read(r->f->fo, r->curve, log)) {
-        plot_add(t, "<section><h2>Training</h2>\n<p>Bits per dimension fall as the flow fits. The "
-                 "AUROC need not rise with them.</p>\n");
-        report_drawing(r, "curve.svg", "Bits per dimension and AUROC over the steps of training",
-                       report_curves, log, t);
-        plot_add(t, "</section>\n");
-    }
-    free(log);
+    plot_add(t, "<section><h2>Training</h2>\n<p>Bits per dimension fall as the flow fits. The "
+             "AUROC need not rise with them.</p>\n");
+    report_drawing(r, "curve.svg", "Bits per dimension and AUROC over the steps of training",
+                   report_curves, t);
+    plot_add(t, "</section>\n");
 }
 
 /* Everything that was drawn, on one page; `drawn` says which of report_figure_at. */

@@ -210,14 +210,22 @@ static void figures_close(figures_run *run) {
     }
     free(run->r.left_out.s);
     free(run->r.html.s);
+    free(run->r.log);
 }
 
 static int figures_run_all(figures_run *run) {
     options *o      = run->o;
     int      status = CLI_OK;
-    run->r.f = &run->f, run->r.folder = o->folder.text, run->r.model = o->model.text;
-    run->r.curve = o->curve.given ? o->curve.text : NULL;
+    size_t   at     = strlen(o->model.text);
+    while (at > 0 && o->model.text[at - 1] != '/' && o->model.text[at - 1] != '\\')
+        at--;
+    run->r.f = &run->f, run->r.folder = o->folder.text, run->r.model = o->model.text + at;
     figures_open(run);
+    if (o->curve.given && !fo_failed(run->f.fo)) {
+        run->r.log = (report_log *)figure_room(run->f.fo, 1, sizeof *run->r.log);
+        if (run->r.log)
+            report_log_read(run->f.fo, o->curve.text, run->r.log);
+    }
     if (!fo_failed(run->f.fo))
         figures_measure(run);
     if (!fo_failed(run->f.fo))
