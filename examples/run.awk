@@ -20,7 +20,7 @@ function rate(name, alpha) { return 100 * value(substr($0, index($0, "\"" name "
     if (!(ood in known)) { known[ood] = 1; set[++sets] = ood }
     auroc[preset, score, ood] = value($0, "auroc")
     if (score == "detector") {
-        found[ood] = sprintf("%6.1f %%  %6.1f %%", rate("power", "0.01"), rate("power", "0.05"))
+        found[ood] = sprintf("%7.1f %% %7.1f %%", rate("power", "0.01"), rate("power", "0.05"))
         alarms = sprintf("%.2f %% at 1 %%, %.2f %% at 5 %%", rate("false_alarms", "0.01"),
                          rate("false_alarms", "0.05"))
         n_in = value($0, "n_in")
