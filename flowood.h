@@ -1094,6 +1094,9 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
      typicality *       |-log p - mean of it|                               Nalisnick et al. 2019
      complexity *       -log p - min(L, L95): L is fo_code_length, L95 covers 95 % of the
                         calibration samples; uint8 data only                Serra et al. 2020
+     orientation *      complexity, and on top of that by how much it falls for the likeliest of
+                        the picture's mirrored and turned copies: a picture that is right when it
+                        is turned lies wrong now. Eight encodes, as one batch of 7 and one
      density-of-states * minus the log kernel densities of log p, base density and logdet
                                                                             Morningstar et al. 2021
      layers *           Mahalanobis distance of the layers' logdets
@@ -1103,8 +1106,8 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
      ratio              against a background model: fo_workspace_background  Ren et al. 2019
      neighbour *        distance to the nearest of 2,000 stored samples; a trivial rival
      pca *              what 32 principal components leave; a trivial rival
-   Those with * compare with calibration samples: fo_calibrate fits them. All but gradient and ratio
-   come from one encode.
+   Those with * compare with calibration samples: fo_calibrate fits them. All but orientation,
+   gradient and ratio come from one encode.
    ============================================================================================= */
 /* What a score may look at: one sample on its way through the flow. */
 typedef struct fo_score_input {
@@ -1116,6 +1119,8 @@ typedef struct fo_score_input {
     const unsigned char *pixels;     /* x as bytes; FO_SCORE_PIXELS                            */
     const double        *gradient;   /* [layers]: log of squared norms; FO_SCORE_GRADIENT      */
     double               background; /* log_prob of the background model; FO_SCORE_BACKGROUND  */
+    int                  views;      /* FO_SCORE_VIEWS: 8 (not square: 4) views of a picture, it */
+    const double        *view;       /* itself first: [views][2] log_prob and fo_code_length     */
     double              *work;       /* room for 5*c*h*w + 64 doubles                          */
     void                *user;       /* that of the fo_score_kind                              */
 } fo_score_input;
@@ -1126,7 +1131,8 @@ enum { /* what a score needs */
     FO_SCORE_BACKGROUND = 4,
     FO_SCORE_SAMPLES    = 8, /* looks at x alone; is fitted to training samples if there are   */
     FO_SCORE_TWO_SIDED  = 16, /* both very high and very low values are unusual                */
-    FO_SCORE_X          = 32 /* x; FO_SCORE_SAMPLES says so, too                               */
+    FO_SCORE_X          = 32, /* x; FO_SCORE_SAMPLES says so, too                              */
+    FO_SCORE_VIEWS      = 64  /* the picture's mirrored and turned copies; with FO_SCORE_PIXELS */
 };
 
 /* A score of your own, or one of the built-in ones: features of a sample, what is kept of the
@@ -10993,6 +10999,9 @@ struct fo__score_room {
     int            width;      /* doubles that fit into features */
     fo_workspace  *backward;   /* of one sample, for gradients */
     fo_workspace  *background; /* of the background model */
+    fo_workspace  *views;      /* of 7 samples, for mirrored and turned copies, */
+    unsigned char *turned;     /* whose pixels lie here, */
+    double         view[16];   /* and what is to be said about them */
 };
 
 static fo_result fo__score_room_make(fo_workspace *ws) {
@@ -11037,6 +11046,7 @@ void fo_workspace_free(fo_workspace *ws) {
     if (ws->scores) {
         fo_workspace_free(ws->scores->backward);
         fo_workspace_free(ws->scores->background);
+        fo_workspace_free(ws->scores->views);
     }
     for (i = 0; ws->slots && i < ws->n_slots; i++) /* the flow may be gone already */
         for (k = 0; ws->slots[i].tapes && k < ws->n_tapes; k++)
@@ -12613,6 +12623,35 @@ static double fo__complexity_value(const double *f, int width, const fo_real *st
     return f[0] - FO__MIN(f[1], (double)state[0]);
 }
 
+/* ---- orientation: c + max(0, c - min of c over mirrored and turned copies), c the complexity ---
+
+   Pictures have an up: where a copy is likelier than the picture itself, the picture lies wrong.
+   What has no likelier copy, as most of what is foreign in any position, keeps its complexity. */
+
+static int fo__view_count(fo_shape shape) { return shape.h == shape.w ? 8 : 4; }
+
+static int fo__view_features(fo_shape shape, int layers) {
+    return (void)layers, 2 * fo__view_count(shape);
+}
+
+static void fo__orientation_features(const fo_score_input *in, double *f) {
+    int k;
+    for (k = 0; k < in->views; k++) {
+        f[2 * k]     = -in->view[2 * k];
+        f[2 * k + 1] = in->view[2 * k + 1];
+    }
+}
+
+static double fo__orientation_value(const double *f, int width, const fo_real *state, int64_t size,
+                                    double *work) {
+    const double own   = fo__complexity_value(f, 2, state, size, work);
+    double       least = own;
+    int          k;
+    for (k = 2; k < width; k += 2)
+        least = FO__MIN(least, fo__complexity_value(f + k, 2, state, size, work));
+    return own + (own - least);
+}
+
 /* ---- density-of-states: minus the log kernel densities of log p, base density and logdet -------
 
    Morningstar et al. 2021. State: the width and up to 1,000 points of each. */
@@ -12854,6 +12893,9 @@ static void fo__score_rows(fo_score_kind *rows, int *count) {
     FO__SCORE("complexity", "-log p(x) - min(L(x), L95), L the code length", "Serra et al. 2020",
               FO_SCORE_PIXELS, fo__two_features, fo__complexity_features, fo__one_number,
               fo__complexity_fit, fo__complexity_value)
+    FO__SCORE("orientation", "c + max(0, c - min of c over mirrored and turned copies)", "",
+              FO_SCORE_PIXELS | FO_SCORE_VIEWS, fo__view_features, fo__orientation_features,
+              fo__one_number, fo__complexity_fit, fo__orientation_value)
     FO__SCORE("density-of-states", "-log densities of log p, base density and logdet",
               "Morningstar et al. 2021", 0, fo__three_features, fo__states_features,
               fo__states_size, fo__states_fit, fo__states_value)
@@ -12978,6 +13020,10 @@ static fo_result fo__score_room_of(fo_workspace *ws, const fo__fitted *use, int 
     }
     if ((flags & FO_SCORE_GRADIENT) && room->backward == NULL)
         room->backward = fo__gradient_workspace(ws->fo, ws->flow);
+    if ((flags & FO_SCORE_VIEWS) && room->views == NULL) {
+        room->turned = (unsigned char *)fo__arena_alloc(&ws->arena, 7 * (size_t)ws->flow->size);
+        room->views  = room->turned ? fo__workspace_make(ws->fo, ws->flow, 7, 0, 0) : NULL;
+    }
     if ((flags & FO_SCORE_BACKGROUND) && room->background == NULL)
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score ratio compares with a background "
                         "model: name one with fo_workspace_background");
@@ -13005,6 +13051,43 @@ static fo_result fo__score_gradient(fo_workspace *ws, const fo_data *data, int64
     return FO_OK;
 }
 
+/* View k of a picture: mirrored from top to bottom (k & 1), from left to right (k & 2), and rows
+   and columns exchanged (k & 4). */
+static void fo__turn(const unsigned char *from, fo_shape s, int k, unsigned char *to) {
+    int c, y, x;
+    for (c = 0; c < s.c; c++, from += s.h * s.w)
+        for (y = 0; y < s.h; y++)
+            for (x = 0; x < s.w; x++) {
+                const int row = k & 4 ? x : y, column = k & 4 ? y : x;
+                *to++ = from[(k & 1 ? s.h - 1 - row : row) * s.w +
+                             (k & 2 ? s.w - 1 - column : column)];
+            }
+}
+
+/* log_prob and code length of every view. */
+static fo_result fo__score_views(const fo__score_pass *pass, const unsigned char *pixels,
+                                 double log_prob, fo_score_input *in) {
+    struct fo__score_room *room = pass->ws->scores;
+    const fo_shape         s    = pass->ws->flow->shape;
+    const int64_t          size = pass->ws->flow->size;
+    fo__request            q    = fo__request_of(NULL, 0, 0, pass->draw);
+    double                 other[7];
+    int                    k;
+    in->view  = room->view;
+    in->views = fo__view_count(s);
+    for (k = 1; k < in->views; k++)
+        fo__turn(pixels, s, k, room->turned + (k - 1) * size);
+    q.log_prob = other;
+    if (fo__request_rows(room->views, &q, room->turned, FO_U8, in->views - 1) != FO_OK ||
+        fo__run(room->views, &q) != FO_OK)
+        return pass->ws->fo->failed;
+    for (k = 0; k < in->views; k++) {
+        room->view[2 * k]     = k ? other[k - 1] : log_prob;
+        room->view[2 * k + 1] = fo_code_length(k ? room->turned + (k - 1) * size : pixels, s);
+    }
+    return FO_OK;
+}
+
 /* What scores may look at, of the sample in this row. */
 static fo_result fo__score_input_of(const fo__score_pass *pass, int64_t row, double log_prob,
                                     const double *terms, fo_score_input *in) {
@@ -13024,6 +13107,9 @@ static fo_result fo__score_input_of(const fo__score_pass *pass, int64_t row, dou
     }
     if (pass->flags & FO_SCORE_PIXELS)
         in->pixels = (const unsigned char *)fo_data_row(pass->data, pass->sample);
+    if ((pass->flags & FO_SCORE_VIEWS) &&
+        fo__score_views(pass, in->pixels, log_prob, in) != FO_OK)
+        return ws->fo->failed;
     if (pass->flags & FO_SCORE_BACKGROUND) {
         fo__request q = fo__request_of(pass->data, pass->sample, 1, pass->draw);
         q.log_prob    = &in->background;
@@ -13071,7 +13157,7 @@ static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass 
     if (fo__score_room_of(ws, pass->use, pass->n, pass->flags) != FO_OK)
         return ws->fo->failed;
     if (q->data && (pass->flags & FO_SCORE_PIXELS) && fo_data_dtype(q->data) != FO_U8)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score complexity needs pixels: uint8 data, "
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "complexity and orientation need pixels, uint8: "
                         "not %s", fo_dtype_name(fo_data_dtype(q->data)));
     return fo__run(ws, q);
 }

@@ -68,7 +68,7 @@ static double chance(int sample, int number) {
 /* Features of a made-up sample. */
 static void made_up(const fo_score_kind *kind, int sample, double *features) {
     const double   far = sample < FITTED ? 1 : sample - FITTED + 1;
-    double         terms[1 + LAYERS], gradient[LAYERS], work[5 * SIZE + 64];
+    double         terms[1 + LAYERS], gradient[LAYERS], view[8], work[5 * SIZE + 64];
     fo_real        x[SIZE], z[SIZE];
     unsigned char  pixels[SIZE];
     fo_score_input in;
@@ -88,6 +88,11 @@ static void made_up(const fo_score_kind *kind, int sample, double *features) {
             pixels[i] = (unsigned char)(100 + pixels[i] % 4);
         x[i] = (fo_real)pixels[i];
     }
+    for (i = 0; i < 4; i++) {
+        view[2 * i]     = in.log_prob + 5 * i * chance(sample, 30 + i);
+        view[2 * i + 1] = fo_code_length(pixels, in.shape) - 4 * i * chance(sample, 40 + i);
+    }
+    in.views = 4, in.view = view;
     in.background = 10 * chance(sample, 10);
     kind->features(&in, features);
 }
@@ -99,6 +104,7 @@ static void test_every_score(void) {
         {"volume", {1.0508255799, -11.0147025346, -17.2348739483}},
         {"typicality", {6.81074675019, 9.91298244417, 46.7160242779}},
         {"complexity", {-161.43438853, -181.315665042, -221.776099857}},
+        {"orientation", {-148.871844667, -173.428145264, -213.632090542}},
         {"density-of-states", {9.54558047559, 10.7249307828, 84.9921302538}},
         {"layers", {3.08713452525, 5.98719531011, 30.231913617}},
         {"gradient", {1.52472741276, 7.07670079029, 22.9261058091}},
@@ -129,6 +135,46 @@ static void test_every_score(void) {
     }
     CHECK(fo_score_at(fo, k).name == NULL); /* no score without an answer from elsewhere */
     free(known), free(state);
+    fo_close(fo);
+}
+
+/* Views are what NumPy makes by turning, and all that orientation adds up comes from log_prob and
+   the code length of pictures that were turned beforehand. */
+static void test_views(void) {
+    const char *const name = "orientation";
+    fo_context       *fo = open_with(1, FO_SIMD_AUTO, 1);
+    fo_flow          *flow = random_flow(fo, "input 1x3x3\ndequantize\nlogit\n"
+                                             "2* coupling mask=halves:% hidden=5\n", 0.5);
+    fo_workspace     *ws = fo_workspace_create(fo, flow, 4);
+    unsigned char     x[20 * 9], turned[9], last[9] = {8, 5, 2, 7, 4, 1, 6, 3, 0};
+    fo_data          *data = fo_data_view(fo, x, FO_U8, 20, shape_of(1, 3, 3));
+    fo_detector_desc  desc;
+    double            score[20], lp, c[8], least;
+    const fo_real    *limit;
+    int               i, k;
+    for (i = 0; i < 9; i++)
+        x[i] = (unsigned char)i;
+    fo__turn(x, shape_of(1, 3, 3), 7, turned); /* x[::-1, ::-1].T */
+    CHECK(memcmp(turned, last, 9) == 0);
+    fo__turn(x, shape_of(1, 3, 3), 1, turned);
+    CHECK(memcmp(turned, "\6\7\10\3\4\5\0\1\2", 9) == 0);
+    for (i = 0; i < 180; i++)
+        x[i] = (unsigned char)(128 + 120 * chance(i, 3));
+    memset(&desc, 0, sizeof desc);
+    desc.scores = &name, desc.n_scores = 1;
+    CHECK(fo_calibrate(flow, data, &desc) == FO_OK);
+    CHECK(fo_score(ws, data, 0, 20, name, score) == FO_OK);
+    limit = flow->detector->fitted[0].state;
+    for (i = 0; i < 20; i++) {
+        for (k = 0, least = HUGE_VAL; k < 8; k++) {
+            fo__turn(x + 9 * i, shape_of(1, 3, 3), k, turned);
+            CHECK(fo_log_prob_rows(ws, turned, FO_U8, 1, 0, &lp) == FO_OK);
+            c[k] = fo_code_length(turned, shape_of(1, 3, 3));
+            c[k] = -lp - (c[k] < (double)*limit ? c[k] : (double)*limit);
+            least = c[k] < least ? c[k] : least;
+        }
+        CHECK_NEAR(score[i], 2 * c[0] - least, 1e-12);
+    }
     fo_close(fo);
 }
 
@@ -523,6 +569,7 @@ static fo_result life(heap *h, const char *path, int forgiving) {
 int main(void) {
     test_estimates();
     test_every_score();
+    test_views();
     test_p_values();
     test_confidence();
     test_detector_life();

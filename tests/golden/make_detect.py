@@ -121,12 +121,16 @@ left = ((pixels - components.inverse_transform(components.transform(pixels))) **
 kde = [st.gaussian_kde(column) for column in states[:N].T]
 near = NearestNeighbors(n_neighbors=1).fit(pixels[:N])
 limit = np.quantile(length[:N], 0.95, method="lower")
+views = np.stack([-log_prob - 5 * k * chance(sample[:, 0], 30 + k) -
+                  np.minimum(length - 4 * k * chance(sample[:, 0], 40 + k), limit)
+                  for k in range(4)], 1)
 scores = {
     "likelihood": lambda i: -log_prob[i],
     "latent": lambda i: -terms[i, 0],
     "volume": lambda i: -terms[i, 1:].sum(),
     "typicality": lambda i: abs(-log_prob[i] + log_prob[:N].mean()),
     "complexity": lambda i: -log_prob[i] - min(length[i], limit),
+    "orientation": lambda i: 2 * views[i, 0] - views[i].min(),
     "density-of-states": lambda i: -sum(k.logpdf(states[i, j])[0] for j, k in enumerate(kde)),
     "layers": lambda i: mahalanobis(terms[:N, 1:], terms[i, 1:]),
     "gradient": lambda i: -sum(st.norm(m, s).logpdf(g) - st.norm(m, s).logpdf(m) for m, s, g in
