@@ -592,6 +592,50 @@ static void test_adam(void) {
     free(p0), free(g);
 }
 
+/* A coupling's elements and their gradients by every path, from the formulas in double. */
+static void test_couple(void) {
+    enum { N = 37 };
+    fo_real *raw = random_block(N, 21), *t = random_block(N, 22), *x = random_block(N, 23);
+    fo_real *a = random_block(N, 24), *dy = random_block(N, 25);
+    fo_real  y[N + 1], dx[N + 1], draw[N + 1], da[N + 1];
+    int      path, n, i, decode;
+    for (path = 0; path < n_paths; path++) {
+        const fo__kernels *k = picked(paths[path]);
+        double worst = 0, gap;
+        int    same = 1;
+        for (n = 0; n <= N; n++) {
+            for (decode = 0; decode < 2; decode++) {
+                double sum = 0, got;
+                y[n] = -7;
+                got  = k->couple(n, decode, a, raw, t, x, y);
+                for (i = 0; i < n; i++) {
+                    double s = (double)a[i] * tanh((double)raw[i]);
+                    double want = decode ? (double)x[i] * exp(-s) - (double)t[i]
+                                         : ((double)x[i] + (double)t[i]) * exp(s);
+                    sum += s;
+                    worst = FO__MAX(worst, fabs((double)y[i] - want));
+                }
+                worst = FO__MAX(worst, fabs(got - sum) / (n + 1));
+                same &= y[n] == -7;
+            }
+            dx[n] = draw[n] = da[n] = -7;
+            k->uncouple(n, (fo_real)0.7, a, raw, x, dy, dx, draw, da);
+            for (i = 0; i < n; i++) {
+                double th = tanh((double)raw[i]), s = (double)a[i] * th;
+                double ds = (double)dy[i] * (double)x[i] + (double)(fo_real)0.7;
+                gap  = fabs((double)dx[i] - (double)dy[i] * exp(s));
+                gap += fabs((double)da[i] - ds * th);
+                gap += fabs((double)draw[i] - ds * (double)a[i] * (1 - th * th));
+                worst = FO__MAX(worst, gap);
+            }
+            same &= dx[n] == -7 && draw[n] == -7 && da[n] == -7;
+        }
+        CHECK(worst <= 20 * eps);
+        CHECK(same);
+    }
+    free(raw), free(t), free(x), free(a), free(dy);
+}
+
 /* The pace of repeated work, on a made-up clock: what a unit costs on each number of threads, and
    what the whole run loses against the best of them. */
 static double pace_run(int threads, int units, const double *cost, double *now, fo__pace *pace) {
@@ -831,5 +875,6 @@ int main(void) {
     test_maps();
     test_zips();
     test_adam();
+    test_couple();
     return test_end();
 }
