@@ -13233,7 +13233,7 @@ static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass 
     if (fo__score_room_of(ws, pass->use, pass->n, pass->flags) != FO_OK)
         return ws->fo->failed;
     if (q->data && (pass->flags & FO_SCORE_PIXELS) && fo_data_dtype(q->data) != FO_U8)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "complexity and orientation need pixels, uint8: "
+        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "complexity and orientation need uint8 pixels, "
                         "not %s", fo_dtype_name(fo_data_dtype(q->data)));
     return fo__run(ws, q);
 }
