@@ -133,7 +133,7 @@ static float *figure_samples(const figures *f, const fo_data *data, int64_t n) {
 }
 
 /* Looks into the first samples of a set. */
-static void figure_trace_set(figures *f, figure_set *set) {
+static inline void figure_trace_set(figures *f, figure_set *set) {
     figure_trace  *t = &set->trace;
     figure_tracing tracing;
     int            i;
@@ -151,7 +151,7 @@ static void figure_trace_set(figures *f, figure_set *set) {
         fo_trace(f->ws, set->data, 0, t->n, 0, figure_take, &tracing);
 }
 
-static void figure_trace_free(figure_trace *t) {
+static inline void figure_trace_free(figure_trace *t) {
     int i;
     for (i = 0; i < t->layers; i++) {
         free(t->layer[i].state);
@@ -261,7 +261,7 @@ static void figure_couplings_panel(const figures *f, plot *p, int x, const figur
     }
 }
 
-static void figure_couplings(const figures *f, const char *path) {
+static inline void figure_couplings(const figures *f, const char *path) {
     const int zoom = figure_zoom(f, 56), layers = f->set[0].trace.layers;
     const int step = f->page.w * zoom + FIGURE_GAP, down = f->page.h * zoom + FIGURE_GAP;
     const figure_looks looks = figure_all_looks(f);
@@ -388,7 +388,7 @@ static void figure_copied_row(const figures *f, plot *p, int y, const figure_set
 }
 
 /* A row for each sample, a column for each coupling. */
-static void figure_guesses(const figures *f, const char *path, int arrows) {
+static inline void figure_guesses(const figures *f, const char *path, int arrows) {
     const figure_trace *first = &f->set[0].trace;
     const figure_looks  looks = figure_all_looks(f);
     figure_guess_plan   plan;
@@ -465,7 +465,7 @@ static void figure_mask(const figures *f, plot *p, int x, int y, int zoom, const
         }
 }
 
-static void figure_masks(const figures *f, const char *path) {
+static inline void figure_masks(const figures *f, const char *path) {
     static const char *const words[4] = {"conditioned on", "changed", "passes", "latent already"};
     const figure_trace *t = &f->set[0].trace;
     const int zoom = figure_zoom(f, 112), columns = t->layers < 4 ? t->layers : 4;
@@ -554,7 +554,7 @@ static int figure_latent_rows(const figures *f, int k) {
     return f->set[k].trace.n < 3 ? f->set[k].trace.n : 3;
 }
 
-static void figure_latents_png(const figures *f, const char *path) {
+static inline void figure_latents_png(const figures *f, const char *path) {
     const int zoom = figure_zoom(f, 84), step = f->page.w * zoom + FIGURE_GAP;
     const int down = f->page.h * zoom + FIGURE_GAP;
     fo_workspace *batch = fo_workspace_create(f->fo, f->flow, 64);

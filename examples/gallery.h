@@ -30,7 +30,7 @@ static void gallery_block(const figures *f, plot *p, int x, int zoom, const char
 }
 
 /* Three temperatures beside test images; `note` says how well the same model detects. */
-static void gallery_samples(const figures *f, const char *path, const char *note) {
+static inline void gallery_samples(const figures *f, const char *path, const char *note) {
     static const double      heat[3] = {0.6, 0.8, 1.0};
     static const char *const name[3] = {"T = 0.6", "T = 0.8", "T = 1.0"};
     const int zoom  = figure_zoom(f, 56);
@@ -58,7 +58,7 @@ static void gallery_samples(const figures *f, const char *path, const char *note
 /* ---- interpolation.png ----------------------------------------------------------------------- */
 
 /* A square whose corners are four test images; between them, mixtures of their latents. */
-static void gallery_interpolation(const figures *f, const char *path) {
+static inline void gallery_interpolation(const figures *f, const char *path) {
     enum { SIDE = 7 };
     const int     zoom = figure_zoom(f, 84), step = f->page.w * zoom + FIGURE_GAP;
     const int     down = f->page.h * zoom + FIGURE_GAP;
@@ -137,7 +137,7 @@ static void gallery_ranked(const figures *f, plot *p, int y, int zoom, const fig
     free(x);
 }
 
-static void gallery_most(const figures *f, const char *path) {
+static inline void gallery_most(const figures *f, const char *path) {
     const int zoom = figure_zoom(f, 84), down = f->page.h * zoom + 18;
     plot      p;
     int       k, y = FIGURE_TOP;
@@ -165,7 +165,7 @@ static void gallery_most(const figures *f, const char *path) {
 
 /* ---- plane.png ------------------------------------------------------------------------------- */
 
-enum { PLANE_SIDE = 320, PLANE_POINTS = 3000, PLANE_LINES = 17, PLANE_STEPS = 160 };
+enum { PLANE_SIDE = 320, PLANE_POINTS = 1500, PLANE_LINES = 13, PLANE_STEPS = 160 };
 
 typedef struct gallery_plane { double x, y, scale; int left, top; } gallery_plane;
 
@@ -227,7 +227,7 @@ static void gallery_scatter(fo_context *fo, fo_workspace *ws, const fo_data *dat
     int64_t  r;
     for (r = 0; r < fo_data_count(data) && r < PLANE_POINTS; r++)
         if (fo_data_get(data, r, at) == FO_OK)
-            gallery_point(p, g, (double)at[0], (double)at[1], 2, PLOT_HIDDEN);
+            gallery_point(p, g, (double)at[0], (double)at[1], 2, plot_rgb(150, 156, 166));
     if (x && fo_sample(ws, 1, PLANE_POINTS, 1, x) == FO_OK)
         for (r = 0; r < PLANE_POINTS; r++)
             gallery_point(p, g, (double)x[2 * r], (double)x[2 * r + 1], 2, plot_rgb(190, 70, 40));
@@ -240,8 +240,8 @@ static void gallery_grid(fo_context *fo, fo_workspace *ws, plot *p, const galler
     fo_real  *z = (fo_real *)figure_room(fo, 4 * n, sizeof *z), *x = z ? z + 2 * n : NULL;
     int       i;
     for (i = 0; i < n && z; i++) {
-        double along = -4 + 8.0 * (i % PLANE_STEPS) / (PLANE_STEPS - 1);
-        double across = -4 + 8.0 * (i / PLANE_STEPS % PLANE_LINES) / (PLANE_LINES - 1);
+        double along = -3 + 6.0 * (i % PLANE_STEPS) / (PLANE_STEPS - 1);
+        double across = -3 + 6.0 * (i / PLANE_STEPS % PLANE_LINES) / (PLANE_LINES - 1);
         int    turned = i >= n / 2;
         z[2 * i + turned]     = (fo_real)along;
         z[2 * i + 1 - turned] = (fo_real)across;
@@ -261,7 +261,7 @@ static void gallery_grid(fo_context *fo, fo_workspace *ws, plot *p, const galler
 }
 
 /* Density, samples and grid of a flow on two numbers a sample. */
-static fo_result gallery_plane_png(fo_context *fo, fo_workspace *ws, const fo_data *data,
+static inline fo_result gallery_plane_png(fo_context *fo, fo_workspace *ws, const fo_data *data,
                                    const char *path) {
     static const char *const names[3] = {"log p", "data and samples", "the grid of z, decoded"};
     gallery_plane g = gallery_window(data);

@@ -2,6 +2,7 @@
    Build: cc -O2 -I. examples/quickstart.c -lm */
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
+#include "gallery.h"
 #include <math.h>
 #include <stdio.h>
 
@@ -32,22 +33,17 @@ int main(void) {
     desc.progress = fo_progress_bar;
     fo_train(flow, data, &desc);
 
-    /* log p on a grid, as characters from rare to frequent */
+    /* density, samples, and the grid of z as decode bends it */
     fo_workspace *ws = fo_workspace_create(fo, flow, 0);
-    for (int row = 0; row < 24; row++) {
-        float    point[64][2];
-        double   log_prob[64];
-        fo_data *line = fo_data_view(fo, point, FO_F32, 64, plane);
-        for (int column = 0; column < 64; column++) {
-            point[column][0] = -2 + 4.0f * (float)column / 63;
-            point[column][1] = 1.4f - 2.8f * (float)row / 23;
-        }
-        fo_log_prob(ws, line, 0, 64, 0, log_prob);
-        for (int column = 0; column < 64; column++)
-            putchar(" .:-=+*#%@"[(int)fmin(9, fmax(0, 10 + 2 * log_prob[column]))]);
-        putchar('\n');
-        fo_data_free(line);
-    }
+    if (gallery_plane_png(fo, ws, data, "moons.png") == FO_OK)
+        puts("moons.png has the picture");
+
+    float  point[3][2] = {{-1.5f, 0}, {0, 0}, {0.5f, 1.5f}}; /* on a moon, between, far away */
+    double log_prob[3];
+    fo_log_prob_rows(ws, point, FO_F32, 3, 0, log_prob);
+    for (int i = 0; i < 3 && !fo_failed(fo); i++)
+        printf("log p(%4.1f, %4.1f) = %7.2f\n", (double)point[i][0], (double)point[i][1],
+               log_prob[i]);
     int failed = fo_failed(fo) != FO_OK;
     if (failed)
         fprintf(stderr, "%s\n", fo_error(fo));

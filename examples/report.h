@@ -70,7 +70,7 @@ static void report_frame(plot_string *t, report_axes *a, const char *left) {
     for (i = 0; i < 3; i++) {
         double x = a->low[0] + (a->high[0] - a->low[0]) * i / 2;
         double y = a->low[1] + (a->high[1] - a->low[1]) * i / 2;
-        snprintf(text, sizeof text, "%.4g", x);
+        snprintf(text, sizeof text, fabs(x) < 1000 ? "%.4g" : "%.0f", x);
         report_svg_text(t, a->x + a->w * i / 2, a->y + a->h + 15,
                         i == 0 ? "start" : i == 1 ? "middle" : "end", " opacity=\".8\"", text);
         snprintf(text, sizeof text, "%.3g", y);
@@ -97,23 +97,29 @@ static int report_compare(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* From the 1st to the 99th hundredth of all sets together; the rest is in the outer bins. */
-static void report_bounds(const figures *f, int s, double *low, double *high) {
-    double *all;
-    int64_t n = 0, at = 0;
-    int     k;
-    for (k = 0; k < f->sets; k++)
-        n += f->set[k].n;
-    all  = (double *)figure_room(f->fo, n, sizeof *all);
-    *low = *high = 0;
-    for (k = 0; k < f->sets && all; at += f->set[k].n, k++)
-        memcpy(all + at, f->set[k].score[s], (size_t)f->set[k].n * sizeof *all);
-    if (all) {
-        qsort(all, (size_t)n, sizeof *all, report_compare);
-        *low  = all[(int64_t)(0.01 * (double)(n - 1))];
-        *high = all[(int64_t)ceil(0.99 * (double)(n - 1))];
+static double *report_sorted(fo_context *fo, const double *v, int64_t n) {
+    double *sorted = (double *)figure_room(fo, n, sizeof *sorted);
+    if (sorted) {
+        memcpy(sorted, v, (size_t)n * sizeof *sorted);
+        qsort(sorted, (size_t)n, sizeof *sorted, report_compare);
     }
-    free(all);
+    return sorted;
+}
+
+/* Where 98 % of the in-distribution samples and 60 % of the others lie; the outer bins hold what
+   lies beyond. */
+static void report_bounds(const figures *f, int s, double *low, double *high) {
+    int k;
+    *low = HUGE_VAL, *high = -HUGE_VAL;
+    for (k = 0; k < f->sets; k++) {
+        const double cut    = k ? 0.2 : 0.01;
+        double      *sorted = report_sorted(f->fo, f->set[k].score[s], f->set[k].n);
+        if (sorted == NULL)
+            continue;
+        *low  = fmin(*low, sorted[(int64_t)(cut * (double)(f->set[k].n - 1))]);
+        *high = fmax(*high, sorted[(int64_t)ceil((1 - cut) * (double)(f->set[k].n - 1))]);
+        free(sorted);
+    }
 }
 
 /* The share of a set's samples in every bin. */
@@ -189,15 +195,6 @@ static void report_roc_line(plot_string *t, const report_axes *a, const double *
     }
     plot_add(t, "L%.1f %.1f\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n",
              report_at(a, 0, 1), report_at(a, 1, 1), report_colour(colour));
-}
-
-static double *report_sorted(fo_context *fo, const double *v, int64_t n) {
-    double *sorted = (double *)figure_room(fo, n, sizeof *sorted);
-    if (sorted) {
-        memcpy(sorted, v, (size_t)n * sizeof *sorted);
-        qsort(sorted, (size_t)n, sizeof *sorted, report_compare);
-    }
-    return sorted;
 }
 
 /* The scores against one OOD set, with their areas. */
@@ -304,7 +301,7 @@ static double report_curve_panel(plot_string *t, const report_log *log, int firs
                 move = "L";
             }
         plot_add(t, "\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", report_colour(c - 1));
-        report_key(t, a.x + 170 * (c - first), a.y + a.h + 36, c - 1, names[c]);
+        report_key(t, a.x + 200 * (c - first), a.y + a.h + 36, c - 1, names[c]);
     }
     return 30 + 140 + 50;
 }
@@ -565,8 +562,8 @@ static void report_model(report *r) {
 static void report_drawings(report *r) {
     plot_string *t = &r->html;
     plot_add(t, "<section><h2>Histograms of the scores</h2>\n<p>Higher scores mean more out of "
-             "distribution. Curves that lie over each other cannot be told apart by any "
-             "threshold.</p>\n");
+             "distribution. Where the shapes lie over each other no threshold tells the sets "
+             "apart; the outermost bars hold what lies beyond.</p>\n");
     report_drawing(r, "histogram.svg", "Histograms of every score for every set",
                    report_all_histograms, t);
     plot_add(t, "</section>\n<section><h2>ROC</h2>\n<p>Each curve goes through all thresholds of a "
