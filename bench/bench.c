@@ -1,7 +1,9 @@
 /* Speed and memory, one measurement a line: "bench NAME METRIC VALUE UNIT".
 
-   bench [--threads N] [--seconds S] [--ladder] [--data FOLDER]
+   bench [--threads N] [--seconds S] [--simd NAME] [--mlp] [--ladder] [--data FOLDER]
      --seconds  time for each of the larger measurements (default 8)
+     --simd     ref, portable, neon, avx2 or avx512 instead of the best that this CPU runs
+     --mlp      the rows of mlp-cycle alone
      --ladder   every kernel set that this CPU runs, from plain C up, instead of the best alone
 
    A value is the median of seven repeats after a warm-up. Each fast kernel is first compared with
@@ -173,7 +175,7 @@ static fo_data *images(fo_context *fo, const char *folder) {
 }
 
 typedef struct score_work {
-    fo_workspace  *ws;
+    fo_workspace  *ws, *one;
     const fo_data *data;
     double         log_prob[1024];
 } score_work;
@@ -181,6 +183,11 @@ typedef struct score_work {
 static void run_score(void *arg) {
     score_work *s = (score_work *)arg;
     fo_log_prob(s->ws, s->data, 0, 1024, 0, s->log_prob);
+}
+
+static void run_one(void *arg) { /* one image from memory to its score */
+    score_work *s = (score_work *)arg;
+    fo_log_prob(s->one, s->data, 0, 1, 0, s->log_prob);
 }
 
 /* Images a second of training a preset; the flow comes back. */
@@ -209,7 +216,7 @@ static fo_flow *bench_train(fo_context *fo, const fo_data *data, const char *pre
 }
 
 /* Peaks of memory are of the whole program so far. */
-static void bench_models(fo_context *fo, const char *folder) {
+static void bench_models(fo_context *fo, const char *folder, int mlp_alone) {
     static const char *const image_presets[] = {"realnvp-tiny", "realnvp-small", "glow-small",
                                                 "cycle-resnet-neck"};
     static score_work score;
@@ -219,12 +226,14 @@ static void bench_models(fo_context *fo, const char *folder) {
     line("load-data", "peak_memory", peak_mb(), "MB");
     flow       = bench_train(fo, data, "mlp-cycle", 128);
     score.ws   = fo_workspace_create(fo, flow, 128);
+    score.one  = fo_workspace_create(fo, flow, 1);
     score.data = data;
     if (fo_failed(fo))
         return;
     line("mlp-cycle-score", "images_per_s", 1024 * rate_of(run_score, &score, seconds), "1/s");
     line("mlp-cycle-score", "peak_memory", peak_mb(), "MB");
-    for (i = 0; i < 4; i++)
+    line("mlp-cycle-one", "images_per_s", rate_of(run_one, &score, seconds / 2), "1/s");
+    for (i = 0; i < 4 && !mlp_alone; i++)
         fo_flow_free(bench_train(fo, data, image_presets[i], 32));
 }
 
@@ -233,7 +242,8 @@ int main(int argc, char **argv) {
     const char *folder = "data";
     fo_desc     desc;
     fo_context *fo, *ref;
-    int         i, ladder = 0, failed;
+    int         i, k, ladder = 0, mlp = 0, failed;
+    fo_simd     simd = FO_SIMD_AUTO;
     memset(&desc, 0, sizeof desc);
     for (i = 1; i < argc; i++)
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
@@ -242,11 +252,18 @@ int main(int argc, char **argv) {
             seconds = atof(argv[++i]);
         else if (strcmp(argv[i], "--data") == 0 && i + 1 < argc)
             folder = argv[++i];
+        else if (strcmp(argv[i], "--simd") == 0 && i + 1 < argc) {
+            for (i++, k = FO_SIMD_REF; k <= FO_SIMD_AVX512; k++)
+                if (strcmp(argv[i], suffix[k] + 1) == 0)
+                    simd = (fo_simd)k;
+        } else if (strcmp(argv[i], "--mlp") == 0)
+            mlp = 1;
         else if (strcmp(argv[i], "--ladder") == 0)
             ladder = 1;
         else
-            return fprintf(stderr, "usage: bench [--threads N] [--seconds S] [--ladder] "
-                                   "[--data FOLDER]\n"), 2;
+            return fprintf(stderr, "usage: bench [--threads N] [--seconds S] [--simd NAME] [--mlp] "
+                                   "[--ladder] [--data FOLDER]\n"), 2;
+    desc.simd = simd;
     fo        = fo_open(&desc);
     desc.simd = FO_SIMD_REF;
     ref       = fo_open(&desc);
@@ -254,10 +271,10 @@ int main(int argc, char **argv) {
         return fprintf(stderr, "bench: out of memory\n"), 1;
     line("library", "peak_memory", peak_mb(), "MB");
     if (!ladder)
-        bench_models(fo, folder);
-    for (i = ladder ? FO_SIMD_REF : FO_SIMD_AUTO; i <= (ladder ? FO_SIMD_AVX512 : 0); i++) {
+        bench_models(fo, folder, mlp);
+    for (i = ladder ? FO_SIMD_REF : FO_SIMD_AUTO; i <= (ladder ? FO_SIMD_AVX512 : 0) && !mlp; i++) {
         fo_context *step;
-        desc.simd = (fo_simd)i;
+        desc.simd = ladder ? (fo_simd)i : simd;
         step      = fo_open(&desc);
         if (step && (i == 0 || fo_get_desc(step).simd == desc.simd)) {
             bench_matmul(step, ref, suffix[i]);

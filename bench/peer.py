@@ -1,6 +1,6 @@
 """The peer: flowood's everyday model in the newest PyTorch, as fast as a good user would write it.
 
-    python peer.py [--threads N] [--compile] [--batch N] [--seconds S]
+    python peer.py [--threads N] [--compile] [--mlp] [--batch N] [--seconds S]
         lines "bench NAME METRIC VALUE UNIT", each the median of seven repeats after a warm-up
     python peer.py --train mlp-cycle --epochs 4 [--lr X] [--cosine] [--ema D] [--clip N] [--seed N]
         trains on FashionMNIST; after each epoch test bits per dimension and the AUROC of
@@ -177,7 +177,14 @@ def bench(options):
     line("mlp-cycle-score", "images_per_s", 1024 * calls_per_second(score, options.seconds), "1/s")
     line("mlp-cycle-score", "peak_memory", peak_mb(), "MB")
 
-    for preset in IMAGE_PRESETS:
+    @torch.inference_mode()
+    def one():
+        model(data[:1])
+
+    line("mlp-cycle-one", "images_per_s", calls_per_second(one, options.seconds / 2), "1/s")
+    if options.mlp:
+        return
+    for preset in () if options.compile else IMAGE_PRESETS:  # compiling each takes ten minutes
         bench_image(preset, images(options.data / "fashion", "train-images-idx3-ubyte.gz"), options)
 
     for m, k, n in ((128, 196, 512), (128, 512, 10), (128, 10, 512), (128, 512, 392),
@@ -187,7 +194,9 @@ def bench(options):
         line(f"matmul-{m}x{k}x{n}", "speed", 2e-9 * m * k * n * rate, "GFLOP/s")
     x = torch.rand(100_000) + 0.1
     y = torch.empty_like(x)
-    for name, fn in ("exp", torch.exp), ("log", torch.log), ("tanh", torch.tanh):
+    arrays = {"exp": torch.exp, "log": torch.log, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
+              "softplus": torch.ops.aten.softplus.out}
+    for name, fn in arrays.items():
         rate = calls_per_second(lambda: fn(x, out=y), options.seconds / 5)
         line(f"array-{name}", "speed", 1e-6 * len(x) * rate, "Melem/s")
 
@@ -251,7 +260,8 @@ def main():
     add("--data", type=pathlib.Path, default=HERE.parent.parent / "shared" / "data",
         help="folder with fashion/ and mnist/")
     add("--threads", type=int, default=2)
-    add("--compile", action="store_true", help="torch.compile instead of eager")
+    add("--compile", action="store_true", help="torch.compile instead of eager, of the MLP only")
+    add("--mlp", action="store_true", help="the rows of mlp-cycle alone")
     add("--batch", type=int, default=128)
     add("--seconds", type=float, default=8, help="time for each of the larger benchmarks")
     add("--seed", type=int, default=1)

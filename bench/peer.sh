@@ -1,23 +1,39 @@
 #!/bin/sh
 # flowood against the newest PyTorch, side by side: alternating runs, medians, then the ratios to
 # the faster of eager and compiled PyTorch, each at its better thread count (1 or 2).
-# SECONDS_EACH (default 8): time for each of the larger measurements. ROUNDS (default 3).
+# SECONDS_EACH (default 3): time for each of the larger measurements. ROUNDS (default 1, of about
+# ten minutes). Rows -avx2: both without AVX-512, which most users' machines lack. Rows -busy: while
+# another process wants a core.
 cd "$(dirname "$0")/.." || exit 1
 python=build/peer/bin/python
-each=${SECONDS_EACH:-8}
+each=${SECONDS_EACH:-3}
 log=build/peer.log
 : > $log
-note() { sed "s/^bench /$1 /" >> $log; }
-round=1
-while [ $round -le "${ROUNDS:-3}" ]; do
+note() { sed "s/^bench \([^ ]*\)/$1 \1$2/" >> $log; }
+# round SUFFIX OPTIONS-OF-BOTH OPTIONS-OF-OURS
+round() {
     for threads in 1 2; do
-        build/bench --seconds "$each" --threads $threads | tee -a /dev/stderr | note "flowood"
+        build/bench --seconds "$each" --threads $threads $2 $3 | tee -a /dev/stderr |
+            note "flowood" "$1"
         for mode in "" --compile; do
-            $python bench/peer.py --data data --seconds "$each" --threads $threads $mode |
-                note "torch${mode#-}" || echo "bench/peer.py $mode did not run" >&2
+            $python bench/peer.py --data data --seconds "$each" --threads $threads $2 $mode |
+                note "torch${mode#-}" "$1" || echo "bench/peer.py $mode did not run" >&2
         done
     done
-    round=$((round + 1))
+}
+n=1
+while [ $n -le "${ROUNDS:-1}" ]; do
+    round "" "" ""
+    if grep -q avx512f /proc/cpuinfo 2>/dev/null; then
+        (ATEN_CPU_CAPABILITY=avx2 && export ATEN_CPU_CAPABILITY && round -avx2 --mlp "--simd avx2")
+    fi
+    sh -c 'while :; do :; done' &
+    spin=$!
+    trap 'kill $spin' EXIT
+    round -busy --mlp ""
+    kill $spin
+    trap - EXIT
+    n=$((n + 1))
 done
 awk '
     function median(list,    v, n, i, j, x) {
