@@ -707,7 +707,7 @@ static void test_scores(void) {
         CHECK(score[i] == -lp[i] && latent[i] == -terms[i * columns]);
         CHECK_NEAR(fo_bpd(lp[i], shape_of(2, 3, 4)), -lp[i] / 24 / 0.69314718055994531, 1e-12);
     }
-    CHECK(fo_score_at(NULL, 12).name == NULL && fo_score_at(NULL, -1).name == NULL);
+    CHECK(fo_score_at(NULL, 13).name == NULL && fo_score_at(NULL, -1).name == NULL);
     CHECK(strcmp(fo_score_at(fo, 0).name, "likelihood") == 0);
     fo_close(fo);
 }
