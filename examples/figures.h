@@ -166,10 +166,10 @@ static inline void figure_trace_free(figure_trace *t) {
 
 enum { FIGURE_GAP = 4, FIGURE_TOP = 54 };
 
-/* Pixels of a picture's side on the page, a whole zoom of it. */
+/* The whole zoom that brings a picture's longer side nearest to so many pixels. */
 static int figure_zoom(const figures *f, int side) {
     int most = f->page.h > f->page.w ? f->page.h : f->page.w;
-    return side / most > 1 ? side / most : 1;
+    return side / most > 0 ? (side + most / 2) / most : 1;
 }
 
 /* How many samples of set k are drawn where `most` fit in all. */

@@ -165,13 +165,16 @@ typedef plot_colour plot_map(double v);
 /* The scale of a map that shows low..high as from..1 of it, its numbers below. */
 static void plot_bar(plot *p, int x, int y, int w, plot_map *map, double from, double low,
                      double high) {
-    char text[32];
+    char text[40], least[32];
     int  i, size = w >= 150 ? 2 : 1;
     for (i = 0; i < w; i++)
         plot_box(p, x + i, y, 1, 10, map(from + (1 - from) * i / (w > 1 ? w - 1 : 1)));
-    snprintf(text, sizeof text, "%.2g", low);
-    plot_text(p, x, y + 14, size, PLOT_SOFT, text);
     snprintf(text, sizeof text, "%.2g", high);
+    snprintf(least, sizeof least, "%.2g", low);
+    if (plot_width(text, size) + plot_width(least, size) + 6 > w)
+        snprintf(text, sizeof text, "to %.2g", high); /* on both sides, where there is no room */
+    else
+        plot_text(p, x, y + 14, size, PLOT_SOFT, least);
     plot_right(p, x + w, y + 14, size, PLOT_SOFT, text);
     if (from < 0 && w >= 80)
         plot_centre(p, x + w / 2, y + 14, w, size, PLOT_SOFT, "0");
