@@ -192,7 +192,15 @@ static void shift_rows(fo_pass *p, int64_t begin, int64_t end) {
                 p->net[r * p->layer->n_out + p->layer->out_at[j]];
 }
 
-typedef struct log_of { int layers, stop_at, logdets, nets; fo_context *fo; } log_of;
+/* The same, and it says what its t is. */
+static void told_explain(const fo_pass *p, int64_t r, fo_real *raw_s, fo_real *s, fo_real *t) {
+    int j;
+    (void)raw_s, (void)s;
+    for (j = 0; j < p->layer->n_change; j++)
+        t[p->layer->change_at[j]] = p->net[r * p->layer->n_out + p->layer->out_at[j]];
+}
+
+typedef struct log_of { int layers, stop_at, logdets, nets, told; fo_context *fo; } log_of;
 
 static int take_user(void *user, const fo_view *v) {
     log_of *log_ = (log_of *)user;
@@ -204,6 +212,9 @@ static int take_user(void *user, const fo_view *v) {
         log_->nets += v->net != NULL && v->s == NULL && v->t == NULL &&
                       v->after[v->layer->change_at[0]] == v->before[v->layer->change_at[0]] +
                                                              v->net[v->layer->out_at[0]];
+    if (strcmp(v->layer->kind->name, "told") == 0)
+        log_->told += v->t != NULL && v->s[0] == 0 && v->t[2] != 0 &&
+                      v->after[2] == v->before[2] + v->t[2] && v->t[0] == 0;
     if (log_->fo)
         fo_fail(log_->fo, FO_ERR_ARGUMENT, "a complaint of the user's own");
     return log_->layers == log_->stop_at;
@@ -211,7 +222,7 @@ static int take_user(void *user, const fo_view *v) {
 
 static void test_user(void) {
     fo_context   *fo = fo_open(NULL);
-    fo_layer_kind twice, shift;
+    fo_layer_kind twice, shift, told;
     fo_flow      *flow;
     fo_data      *data;
     fo_workspace *ws;
@@ -221,14 +232,16 @@ static void test_user(void) {
     memset(&shift, 0, sizeof shift);
     twice.name = "twice", twice.rows = twice_rows;
     shift.name = "shift", shift.rows = shift_rows, shift.conditions = 1;
-    CHECK(fo_register_layer(fo, &twice) == FO_OK && fo_register_layer(fo, &shift) == FO_OK);
+    told = shift, told.name = "told", told.explain = told_explain;
+    CHECK(fo_register_layer(fo, &twice) == FO_OK && fo_register_layer(fo, &shift) == FO_OK &&
+          fo_register_layer(fo, &told) == FO_OK);
     flow = random_flow(fo, "input 4\ntwice\nshift mask=halves:0 hidden=3\ncoupling mask=halves:1 "
-                           "hidden=3\n", 0.5);
+                           "hidden=3\ntold mask=halves:0 hidden=3\n", 0.5);
     data = fo_data_view(fo, x, FO_F32, 2, fo_flow_shape(flow));
     ws   = fo_workspace_create(fo, flow, 0);
     memset(&seen, 0, sizeof seen);
     CHECK(fo_trace(ws, data, 0, 2, 0, take_user, &seen) == FO_OK);
-    CHECK(seen.layers == 3 && seen.logdets == 1 && seen.nets == 1);
+    CHECK(seen.layers == 4 && seen.logdets == 1 && seen.nets == 1 && seen.told == 1);
     memset(&seen, 0, sizeof seen);
     seen.stop_at = 2, seen.fo = fo; /* the user's own errors are not the trace's */
     CHECK(fo_trace(ws, data, 0, 2, 0, take_user, &seen) == FO_OK && seen.layers == 2);
@@ -242,7 +255,7 @@ static void test_user(void) {
     data = fo_data_view(fo, huge, FO_F32, 1, fo_flow_shape(flow));
     if (!IS_DOUBLE) { /* infinity is shown to the end, and told */
         REFUSED(fo_trace(ws, data, 0, 1, 0, take_user, &seen), "sample 0");
-        CHECK(seen.layers == 3);
+        CHECK(seen.layers == 4);
     }
     CHECK(fo_trace(ws, data, 0, 0, 0, take_user, &seen) == FO_OK);
     fo_close(fo);
