@@ -277,7 +277,7 @@ static void close_to(const conv_case *t, const char *name, const fo_real *a, con
             error += (double)(a[k] - b[k]) * (double)(a[k] - b[k]);
             sum += (double)b[k] * (double)b[k];
         }
-        CLOSE(part[i], name, sqrt(error / sum), 5e-6);
+        CLOSE(part[i], name, sqrt(error / sum), 2e-6);
     }
 }
 
