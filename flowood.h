@@ -340,6 +340,10 @@ FO_API fo_shape fo_data_shape(const fo_data *data); /* {0,0,0} for NULL */
 FO_API int64_t  fo_data_count(const fo_data *data); /* 0 for NULL       */
 FO_API fo_dtype fo_data_dtype(const fo_data *data);
 FO_API void     fo_data_limit(fo_data *data, int64_t count); /* keep the first `count` samples */
+/* The samples in an order of chance, in place: before a file sorted by class is cut into parts. For
+   what fo_load and fo_data_select made; parts that were taken before see other samples. Messages
+   go on calling samples by the numbers that they had. */
+FO_API fo_result fo_data_shuffle(fo_data *data, uint64_t seed);
 /* Sample i as it lies in memory, NULL where there is none; and as numbers, out[c*h*w]. */
 FO_API const void *fo_data_row(const fo_data *data, int64_t i);
 FO_API fo_result fo_data_get(const fo_data *data, int64_t i, fo_real *out);
@@ -1783,6 +1787,7 @@ fo_memory_stats fo_memory(const fo_context *fo) {
 #define FO__STREAM_PERMUTE ((uint64_t)7 << 60)
 #define FO__STREAM_MARTINGALE ((uint64_t)8 << 60)
 #define FO__STREAM_CALIBRATE ((uint64_t)15 << 60)
+#define FO__STREAM_ORDER ((uint64_t)11 << 60)  /* of samples, for fo_data_shuffle */
 #define FO__STREAM_SCORE ((uint64_t)9 << 60)   /* noise of scoring: + draw   */
 #define FO__STREAM_CONSTANT ((uint64_t)10 << 60) /* + the stream of the sample's noise */
 
@@ -1834,6 +1839,13 @@ void fo_random_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n,
         out[i] = (fo_real)(radius * (at % 2 ? sin(angle) : cos(angle)));
     }
 }
+/* The number below n for step i of a shuffle: 64 random bits, taken modulo n. */
+static int64_t fo__below(uint64_t seed, uint64_t stream, int64_t i, int64_t n) {
+    uint32_t four[4];
+    fo_random_bits(seed, stream, (uint64_t)i, four);
+    return (int64_t)((((uint64_t)four[1] << 32) | four[0]) % (uint64_t)n);
+}
+
 /* ================================================================================================
    >>parallel      ranges over threads, and how many of them are worth having
 
@@ -3716,7 +3728,14 @@ struct fo_data {
     fo_shape    shape;
     int64_t     count;
     const void *rows;
+    unsigned char *own;    /* the same rows, if they belong to this object: they may move      */
+    const int64_t *origin; /* [count] which sample of its file each was; NULL: as they lie     */
 };
+
+/* The number by which messages call sample i. */
+static int64_t fo__origin(const fo_data *data, int64_t i) {
+    return data && data->origin ? data->origin[i] : i;
+}
 
 #define FO__PEEK ((size_t)65536) /* bytes looked at to find a header */
 
@@ -3898,6 +3917,7 @@ static fo_result fo__read_values(fo__array_file *f, fo_data *data) {
     data->type    = r->type == FO_F16 ? FO_F32 : (fo_dtype)r->type;
     data->count   = r->dim[0];
     data->rows    = bytes;
+    data->own     = bytes;
     data->shape.c = r->rank == 2 || r->rank == 4 ? (int)r->dim[1] : 1;
     data->shape.h = is_image ? (int)r->dim[r->rank - 2] : 1;
     data->shape.w = is_image ? (int)r->dim[r->rank - 1] : 1;
@@ -3970,7 +3990,8 @@ fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t c
 }
 
 fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count) {
-    size_t bytes;
+    size_t   bytes;
+    fo_data *part;
     if (!FO__BEGIN(data))
         return NULL;
     if (first < 0 || count < 1 || first > data->count - count) {
@@ -3979,8 +4000,39 @@ fo_data *fo_data_part(const fo_data *data, int64_t first, int64_t count) {
         return NULL;
     }
     bytes = (size_t)fo_shape_count(data->shape) * fo_dtype_size(data->type);
-    return fo_data_view(data->fo, (const unsigned char *)data->rows + (size_t)first * bytes,
-                        data->type, count, data->shape);
+    part  = fo_data_view(data->fo, (const unsigned char *)data->rows + (size_t)first * bytes,
+                         data->type, count, data->shape);
+    if (part && data->origin)
+        part->origin = data->origin + first;
+    return part;
+}
+
+fo_result fo_data_shuffle(fo_data *data, uint64_t seed) {
+    const size_t columns = data ? (size_t)fo_shape_count(data->shape) : 0;
+    const size_t bytes   = data ? columns * fo_dtype_size(data->type) : 0;
+    int64_t     *origin, i;
+    size_t       k;
+    if (!FO__BEGIN(data))
+        return FO_ERR_ARGUMENT;
+    if (data->own == NULL)
+        return fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_shuffle: these rows belong to somebody "
+                        "else; only what fo_load or fo_data_select made can be shuffled");
+    origin = (int64_t *)fo__arena_alloc(&data->arena, fo__times(data->count, sizeof *origin));
+    if (origin == NULL)
+        return FO_ERR_MEMORY;
+    for (i = 0; i < data->count; i++)
+        origin[i] = fo__origin(data, i);
+    for (i = data->count - 1; i > 0; i--) { /* Fisher and Yates */
+        const int64_t  j    = fo__below(seed, FO__STREAM_ORDER, i, i + 1), number = origin[i];
+        unsigned char *a    = data->own + (size_t)i * bytes, *b = data->own + (size_t)j * bytes;
+        origin[i] = origin[j], origin[j] = number;
+        for (k = 0; k < bytes && j < i; k++) {
+            const unsigned char byte = a[k];
+            a[k] = b[k], b[k] = byte;
+        }
+    }
+    data->origin = origin;
+    return FO_OK;
 }
 
 /* Is row i among the chosen? Counts how often each class occurs. */
@@ -4001,7 +4053,7 @@ fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *c
     enum { MOST = 256 };
     fo_data       *chosen;
     unsigned char *to;
-    int64_t        seen[MOST] = {0}, i, count = 0;
+    int64_t        seen[MOST] = {0}, i, count = 0, *origin = NULL;
     size_t         bytes;
     int            k;
     if (!FO__BEGIN(data))
@@ -4035,16 +4087,20 @@ fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *c
     to     = NULL;
     if (chosen)
         to = (unsigned char *)fo__arena_alloc(&chosen->arena, fo__times(count, bytes));
-    if (to == NULL) {
+    if (to)
+        origin = (int64_t *)fo__arena_alloc(&chosen->arena, fo__times(count, sizeof *origin));
+    if (origin == NULL) {
         fo__object_free(chosen);
         return NULL;
     }
     chosen->fo = data->fo, chosen->type = data->type, chosen->shape = data->shape;
-    chosen->count = count, chosen->rows = to;
+    chosen->count = count, chosen->rows = chosen->own = to;
+    chosen->origin = origin;
     for (i = 0; i < data->count; i++)
         if (fo__is_of_class(labels, i, classes, n, seen) == (keep != 0)) {
             memcpy(to, fo_data_row(data, i), bytes);
             to += bytes;
+            *origin++ = fo__origin(data, i);
         }
     return chosen;
 }
@@ -8600,13 +8656,6 @@ static int fo__mask_listed(const fo_context *fo, const char *kind) {
     return row && row->fn == NULL;
 }
 
-/* The number below n for step i of a shuffle: 64 random bits, taken modulo n. */
-static int64_t fo__below(uint64_t seed, uint64_t stream, int64_t i, int64_t n) {
-    uint32_t four[4];
-    fo_random_bits(seed, stream, (uint64_t)i, four);
-    return (int64_t)((((uint64_t)four[1] << 32) | four[0]) % (uint64_t)n);
-}
-
 /* How many elements are conditioned on and changed; a map that cannot work is an error. */
 static fo_result fo__mask_counts(fo_context *fo, const char *kind, const unsigned char *map,
                                  fo_shape shape, int *condition, int *change) {
@@ -8831,8 +8880,10 @@ static void fo__dequantize_before(fo_pass *p) {
             i++;
         fo__fail(p->fo, FO_ERR_ARGUMENT, "sample %lld has the value %g at element %lld: dequantize "
                  "takes whole numbers from 0 to 255; multiply pixels from 0..1 by 255, round what "
-                 "was decoded, or use standardize instead", (long long)p->sample[r], (double)x[i],
-                 (long long)i);
+                 "was decoded, or use standardize instead",
+                 (long long)fo__origin(p->negative && r >= p->positive ? p->negative : p->data,
+                                      p->sample[r]),
+                 (double)x[i], (long long)i);
         return;
     }
 }
@@ -11428,6 +11479,10 @@ static const fo_data *fo__row_data(const fo_workspace *ws, int64_t r) {
     return ws->negative && r >= ws->positive ? ws->negative : ws->data;
 }
 
+static int64_t fo__row_number(const fo_workspace *ws, int64_t r) {
+    return fo__origin(fo__row_data(ws, r), ws->sample[r]);
+}
+
 static void fo__load_rows(void *arg, int64_t begin, int64_t end) {
     fo_workspace *ws = (fo_workspace *)arg;
     int64_t       r;
@@ -11508,7 +11563,7 @@ static void fo__nan_advice(fo_workspace *ws, int64_t from, int64_t to, char *tex
                  "clip");
     else
         snprintf(text, size, "; sample %lld has %g at channel %lld, place %lld: leave it out, or "
-                 "scale the data (standardize)", (long long)ws->sample[row],
+                 "scale the data (standardize)", (long long)fo__origin(data, ws->sample[row]),
                  fo__value(data->type, data->rows, (size_t)(ws->sample[row] * ws->flow->size + at)),
                  (long long)(at / pixels), (long long)(at % pixels));
 }
@@ -11534,8 +11589,8 @@ static fo_result fo__nan_at(fo_workspace *ws, int layer, int64_t r, int64_t i, d
     else
         fo__nan_advice(ws, r, r + 1, advice, sizeof advice);
     return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: %s %s, %s%s", ws->name,
-                    (long long)ws->sample[r], value != value ? "nan" : "infinity", where, place,
-                    advice);
+                    (long long)fo__row_number(ws, r), value != value ? "nan" : "infinity", where,
+                    place, advice);
 }
 
 /* The slow second look after log_prob was not finite: which layer, element and sample? */
@@ -11561,14 +11616,15 @@ static fo_result fo__find_nan(fo_workspace *ws) {
             if (logdet - logdet != 0) {
                 fo__nan_advice(ws, r, r + 1, advice, sizeof advice);
                 return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: the logdet of layer %d "
-                                "(%.100s) is not finite%s", ws->name, (long long)ws->sample[r],
-                                layer, flow->layers[layer].text, advice);
+                                "(%.100s) is not finite%s", ws->name,
+                                (long long)fo__row_number(ws, r), layer,
+                                flow->layers[layer].text, advice);
             }
         }
     }
     fo__nan_advice(ws, 0, ws->rows, advice, sizeof advice);
     return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: log_prob overflowed%s", ws->name,
-                    (long long)ws->sample[0], advice);
+                    (long long)fo__row_number(ws, 0), advice);
 }
 
 /* x -> z for ws->rows samples: terms and state are the result. */
@@ -13533,7 +13589,7 @@ static double fo__score_taken(const fo__score_pass *pass, int score, const doubl
     const double      value = fo__score_value(use, features, pass->ws->scores->work);
     if (value != value)
         fo__fail(pass->ws->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
-                 use->kind.name, (long long)pass->sample);
+                 use->kind.name, (long long)fo__origin(pass->ws->data, pass->sample));
     return value;
 }
 
@@ -13798,8 +13854,8 @@ static fo_result fo__map_score(fo__calibration *c, int s) {
         value[i] = fo__score_value(use, c->rows[s] ? c->rows[s] + i * use->width : features, work);
         if (value[i] - value[i] != 0)
             return fo__fail(c->ws->fo, FO_ERR_NUMERIC, "score %s of calibration sample %lld is %g: "
-                            "it must be a finite number", use->kind.name, (long long)c->order[i],
-                            value[i]);
+                            "it must be a finite number", use->kind.name,
+                            (long long)fo__origin(c->data, c->order[i]), value[i]);
     }
     memcpy(map, value, (size_t)c->d->n_map * sizeof *map);
     if (fo__sort_values(c->ws->fo, map, c->d->n_map) != FO_OK)

@@ -56,10 +56,10 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(negative, "--negative", INPUT, "train", "FILE", 1, 0, 0,                                     \
       "samples whose likelihood is lowered while training")                                        \
     X(holdout, "--holdout", WHOLE, "train", "N", 1, 0, MANY,                                       \
-      "keep the last N samples of --data out of training; default a tenth of the data, at most"    \
-      " 5000; 0: none. The first 1000 of them (of fewer than 2000, half) choose the step that is"  \
-      " saved, the best on them; the others only fit the detector at the end, so that its rate of" \
-      " false alarms holds if the file is in random order. --resume needs the same")               \
+      "keep N samples of --data, by chance, out of training; default a tenth, at most 5000; 0:"    \
+      " none. 1000 of them (of fewer than 2000, half) choose the step that is saved, the best on"  \
+      " them; the others only fit the detector at the end, so that its rate of false alarms holds" \
+      " for samples that come as those of the file do. --resume needs the same")                   \
     X(patience, "--patience", WHOLE, "train", "N", 1, 0, 1e9,                                      \
       "stop after N measurements without a better one; default 0: do not")                         \
     X(save_every, "--save-every", NUMBER, "train", "MINUTES", 1, 0, 1e6,                           \

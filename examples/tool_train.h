@@ -249,8 +249,9 @@ static int check_train(const options *o) {
     return cli_check_ending(&o->out, "--out", "a model", ".safetensors");
 }
 
-/* The end of the data is kept out of training: always the same samples of a file. Its first part
-   chooses the step that is kept, so only the rest is as new to the model as samples to come. */
+/* Samples chosen by chance, for a file may be sorted by class, are kept out of training: always the
+   same ones of a file. The first of them choose the step that is kept, so only the rest is as new
+   to the model as samples to come. */
 static void hold_out(run *r) {
     enum { CHOOSE = 1000 };
     const cli_option *asked = &r->o->holdout;
@@ -268,7 +269,7 @@ static void hold_out(run *r) {
                 "--holdout and --limit as then, or it trains on samples that were held out",
                 r->o->resume.text, (long long)fo_flow_train_count(r->flow), (long long)(n - k));
     r->train = r->data;
-    if (k > 0 && k < n) {
+    if (k > 0 && k < n && fo_data_shuffle(r->data, 0) == FO_OK) {
         r->train    = fo_data_part(r->data, 0, n - k);
         r->held_out = fo_data_part(r->data, n - k, choose_by);
         if (k - choose_by > 1)

@@ -110,6 +110,8 @@ static void samples_and_files(void) {
     CALL(fo_data_limit, NULL, 1);
     CALL(fo_data_limit, data, 0);
     CALL(fo_data_limit, data, -1);
+    CALL(fo_data_shuffle, NULL, 0);
+    CALL(fo_data_shuffle, data, 0);
     CHECK(fo_data_count(data) == 4);
     GIVES(NULL, fo_data_row, NULL, 0);
     GIVES(NULL, fo_data_row, data, -1);

@@ -1255,9 +1255,44 @@ static void remove_files(void) {
         remove(temp(name[i]));
 }
 
+/* A shuffle moves whole rows, the same way every time, and parts and messages know where from. */
+static void test_shuffle(void) {
+    fo_context   *fo = open_with(0, FO_SIMD_AUTO, 1);
+    unsigned char pixels[300], seen[100] = {0};
+    const char   *path = IS_DOUBLE ? "build/test_shuffle_d" : "build/test_shuffle_f";
+    const int64_t dim[3] = {100, 1, 3};
+    fo_data      *data, *again, *part;
+    int           i, moved = 0;
+    for (i = 0; i < 300; i++)
+        pixels[i] = (unsigned char)(i / 3);
+    CHECK(fo_save_idx(fo, path, 3, dim, pixels) == FO_OK);
+    data  = fo_load(fo, path);
+    again = fo_load(fo, path);
+    CHECK(fo_data_shuffle(data, 3) == FO_OK && fo_data_shuffle(again, 3) == FO_OK);
+    part = fo_data_part(data, 40, 60);
+    for (i = 0; i < 100; i++) {
+        const unsigned char *row = (const unsigned char *)fo_data_row(data, i);
+        CHECK(row[0] == row[1] && row[1] == row[2] && row[0] == fo__origin(data, i));
+        CHECK(memcmp(row, fo_data_row(again, i), 3) == 0);
+        seen[row[0]]++;
+        moved += row[0] != i;
+        if (i >= 40)
+            CHECK(fo__origin(part, i - 40) == row[0]);
+    }
+    for (i = 0; i < 100; i++)
+        CHECK(seen[i] == 1);
+    CHECK(moved > 80);
+    CHECK(fo_data_shuffle(again, 4) == FO_OK); /* numbers stay those of the file */
+    CHECK(fo__origin(again, 0) == ((const unsigned char *)fo_data_row(again, 0))[0]);
+    REFUSED(fo_data_shuffle(part, 3), "belong to somebody else");
+    fo_close(fo);
+    remove(path);
+}
+
 int main(int argc, char **argv) {
     folder = argc > 1 ? argv[1] : ".";
     test_types();
+    test_shuffle();
     test_npy();
     test_npy_headers();
     test_npy_cut();
