@@ -2166,11 +2166,11 @@ static double FO__(total)(double v) { return v; }
 #define FO__FOUR(p) _mm_loadu_ps(p)
 #define FO__PAIR(p, step)                                                                          \
     _mm256_insertf128_ps(_mm256_castps128_ps256(FO__FOUR(p)), FO__FOUR((p) + (step)), 1)
+#define FO__FOURTH(v, i) _mm512_maskz_extractf32x4_ps(0xF, (__m512)(v), i)
 #define FO__PUT_FOURS(p, step, v)                                                                  \
-    (_mm_storeu_ps(p, _mm512_castps512_ps128((__m512)(v))),                                        \
-     _mm_storeu_ps((p) + (step), _mm512_extractf32x4_ps((__m512)(v), 1)),                          \
-     _mm_storeu_ps((p) + 2 * (step), _mm512_extractf32x4_ps((__m512)(v), 2)),                      \
-     _mm_storeu_ps((p) + 3 * (step), _mm512_extractf32x4_ps((__m512)(v), 3)))
+    (_mm_storeu_ps(p, FO__FOURTH(v, 0)), _mm_storeu_ps((p) + (step), FO__FOURTH(v, 1)),            \
+     _mm_storeu_ps((p) + 2 * (step), FO__FOURTH(v, 2)),                                            \
+     _mm_storeu_ps((p) + 3 * (step), FO__FOURTH(v, 3)))
 #define FO__FOURS(p, step)                                                                         \
     ((FO__V)_mm512_insertf32x8(_mm512_castps256_ps512(FO__PAIR(p, step)),                          \
                                FO__PAIR((p) + 2 * (step), step), 1))

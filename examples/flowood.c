@@ -213,6 +213,9 @@ static int info(void *options_read) {
                "lr %g, ema %g, seed %llu\n", fo_flow_text(flow), (long long)count,
                fo_param_count(flow), (double)count * sizeof(fo_real) / 1e6,
                (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
+        if (fo_flow_train_count(flow) > 0)
+            printf("# %lld samples to train on, %lld to choose the step by\n",
+                   (long long)fo_flow_train_count(flow), (long long)fo_flow_held_out_count(flow));
         if (fo_flow_held_out_bpd(flow) == fo_flow_held_out_bpd(flow))
             printf("# held-out bpd %.4f\n", fo_flow_held_out_bpd(flow));
         if (fo_flow_detector(flow).ranked) {
