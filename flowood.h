@@ -2001,9 +2001,9 @@ typedef struct fo__adam {
     double ema;   /* of the moving average  */
 } fo__adam;
 
-/* C[i,j] = (add ? C[i,j] : 0) + bias[j] + sum over p of A[i,p] * B[p,j], strides in numbers.
-   For convolutions, columns of A or B may come in runs: column j lies at j / run * step +
-   j % run * col; and tables may say where each row begins. Of such a B, FO__SLACK numbers after
+/* C[i,j] = (add ? C[i,j] : 0) + bias[j] + row_bias[i] + sum over p of A[i,p] * B[p,j], strides in
+   elements. For convolutions, columns of A or B may come in runs: column j lies at j / run * step +
+   j % run * col; and tables may say where each row begins. Of such a B, FO__SLACK elements after
    the last one must be readable. */
 typedef struct fo__product {
     int64_t            m, n, k;
@@ -2015,7 +2015,7 @@ typedef struct fo__product {
     const int64_t     *b_at; /* the same of B, whose runs then have b_col 1; NULL: no runs  */
     fo_real           *c;
     int64_t            c_row;
-    const fo_real     *bias; /* or NULL */
+    const fo_real     *bias, *row_bias; /* of columns, of rows; or NULL */
     const fo_real     *panels; /* or NULL: instead of B, its panels of `panel` columns as tiles read
                                   them, a row of zeros and k rows each, `panel_step` apart */
     int64_t            panel, panel_step;
@@ -2903,7 +2903,8 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
             const fo_real *a = g->a + (g->a_at ? g->a_at[i] : i * g->a_row);
             const fo_real *b = g->b + fo__column(j, g->b_run, g->b_step, g->b_col);
             fo_real       *c = g->c + i * g->c_row + j;
-            fo_real total    = (g->add ? *c : 0) + (g->bias ? g->bias[j] : 0);
+            fo_real total    = (g->add ? *c : 0) + (g->bias ? g->bias[j] : 0) +
+                            (g->row_bias ? g->row_bias[i] : 0);
             for (p = 0; p < g->k; a += g->a_step)
                 for (q = 0; q < g->a_run && p < g->k; q++, p++)
                     total += a[q * g->a_col] * b[g->b_at ? g->b_at[p] : p * g->b_row];
@@ -2919,8 +2920,8 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 
 /* `rows` rows by `vectors` vectors of C stay in registers while k runs. */
 FO__INLINE void FO__(tile_body)(const fo__product *g, const float *const *a, int64_t k,
-                                const float *panel, int64_t width, float *c, int64_t c_row,
-                                int add, int rows, int vectors) {
+                                const float *panel, int64_t width, const float *start, float *c,
+                                int64_t c_row, int add, int rows, int vectors) {
     FO__V         sum[FO__MR][FO__NV], b[FO__NV], zero = {0};
     const float  *row[FO__MR];
     const int64_t a_col = g->a_col;
@@ -2930,6 +2931,8 @@ FO__INLINE void FO__(tile_body)(const fo__product *g, const float *const *a, int
         row[i] = a[i];
         FO__EACH(j, vectors) {
             sum[i][j] = FO__LOAD(panel + j * FO__W, FO__W);
+            if (start)
+                sum[i][j] += start[i];
             if (add)
                 sum[i][j] += FO__LOAD(c + i * c_row + j * FO__W, FO__W);
         }
@@ -2965,13 +2968,16 @@ FO__TARGET static void FO__(tile)(const fo__product *g, int64_t i0, int64_t m, i
     float       *c     = g->c + i0 * g->c_row + j0;
     const int    add   = g->add || p > 0;
     const int64_t at   = fo__column(p, g->a_run, g->a_step, g->a_col), c_row = g->c_row;
-    float     edge[FO__MR * FO__NR];
+    float     edge[FO__MR * FO__NR], start[FO__MR];
+    const float *from = g->row_bias && p == 0 ? start : NULL;
     const int rows = m > FO__MR / 2 ? FO__MR : FO__MR / 2, whole = m == rows && n % FO__W == 0;
     float    *to = whole ? c : edge;
     int64_t   to_row = whole ? c_row : FO__NR, i, j;
     for (i = 0; i < FO__MR; i++) {
         const int64_t r = i0 + FO__MIN(i, m - 1);
         row[i] = g->a + (g->a_at ? g->a_at[r] : r * g->a_row) + at;
+        if (from)
+            start[i] = g->row_bias[r];
     }
     if (!whole && add) {
         memset(edge, 0, sizeof edge);
@@ -2980,7 +2986,7 @@ FO__TARGET static void FO__(tile)(const fo__product *g, int64_t i0, int64_t m, i
                 edge[i * FO__NR + j] = c[i * c_row + j];
     }
 #define FO__CASE(rows, vectors)                                                                    \
-    FO__(tile_body)(g, row, k, panel, width, to, to_row, add, rows, vectors)
+    FO__(tile_body)(g, row, k, panel, width, from, to, to_row, add, rows, vectors)
     if (n > 2 * FO__W)
         rows == FO__MR ? FO__CASE(FO__MR, 3) : FO__CASE(FO__MR / 2, 3);
     else if (n > FO__W)
@@ -6851,7 +6857,7 @@ typedef struct fo__conv {
     fo__frame      frame;
     fo__winograd   winograd;
     fo_real       *v, *m;  /* winograd's dw: V and A dy A^T of rows of tiles [first,last) */
-    int64_t        first, last;
+    int64_t        first, last, apart; /* apart: from a panel of the second to the next */
     int            to_x;
     fo__product    g;      /* what the products of all samples share */
     const fo_real *from;
@@ -6901,7 +6907,10 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
    A block has as many tiles as keep V and M in the cache, in whole rows of tiles, numbered through
    all samples. The weights are transformed once for all of them, straight into the panels that the
    product reads. */
-#define FO__WINOGRAD_ROOM 262144 /* elements of V and M together */
+#define FO__WINOGRAD_ROOM 131072 /* elements of V and M together */
+
+/* From place to place: an odd number of lines of the cache, or places would share its sets. */
+static int64_t fo__winograd_step(int64_t size) { return ((size + 15) / 16 | 1) * 16; }
 
 static fo__winograd fo__winograd_of(const fo__conv *v, int to_x) {
     const int64_t lanes = v->g.kernels->lanes, most = v->g.kernels->nr / lanes;
@@ -6928,10 +6937,10 @@ static fo__winograd fo__winograd_of(const fo__conv *v, int to_x) {
     }
     g.n     = g.rows * g.wide;
     g.frame = (4 * FO__MIN(g.rows, g.high) + 8) * 4 * (g.wide + 1) * lanes;
-    g.work  = g.frame + 36 * (g.in_room + g.panels * g.panel) * (g.n + 1);
     g.from.wide = g.to.wide = g.wide;
-    g.from.next = g.in_room, g.from.step = g.n * g.in_room;
-    g.to.next = g.out_room, g.to.step = g.n * g.out_room;
+    g.from.next = g.in_room, g.from.step = fo__winograd_step(g.n * g.in_room);
+    g.to.next = g.out_room, g.to.step = fo__winograd_step((g.n + 1) * g.panels * g.panel);
+    g.work = g.frame + 36 * (g.from.step + g.to.step + 32); /* dw rounds for all threads at once */
     return g;
 }
 
@@ -7014,7 +7023,7 @@ static int fo__conv_is_plain(const fo__conv *v) {
 static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
     const fo__conv *v     = (const fo__conv *)arg;
     const int64_t   input = v->frame.channels * v->frame.h * v->frame.w, output = v->g.m * v->g.n;
-    int64_t         t, b, i, j;
+    int64_t         t, b;
     for (t = begin; t < end; t++) {
         fo_real    *frame = v->frames + t * v->frame_size;
         fo__product g     = v->g;
@@ -7026,12 +7035,6 @@ static void fo__conv_samples(void *arg, int64_t begin, int64_t end) {
             if (g.b_at) {
                 fo__frame_fill(&v->frame, g.b, 0, v->frame.channels, frame);
                 g.b = frame;
-            }
-            if (v->bias) {
-                for (i = 0; i < g.m; i++)
-                    for (j = 0; j < g.n; j++)
-                        g.c[i * g.n + j] = v->bias[i];
-                g.add = 1;
             }
             g.kernels->product(&g, 0, g.m, 0, g.n);
         }
@@ -7074,7 +7077,7 @@ static void fo__winograd_block(const fo__conv *v, int64_t t, int64_t first, int6
     const fo__winograd *g     = &v->winograd;
     const fo__kernels  *kern  = v->g.kernels;
     fo_real            *frame = v->frames + g->weights + t * g->work;
-    fo_real            *a = frame + g->frame, *m = a + 36 * g->n * g->in_room;
+    fo_real            *a = frame + g->frame, *m = a + 36 * g->from.step;
     fo__product         p = v->g;
     int64_t             row, end, i, b;
     fo__winograd_inputs(v, &g->from, g->in, v->from, first, last, frame, a, g->in_room, 0);
@@ -7139,7 +7142,7 @@ static void fo__winograd_pairs(void *arg, int64_t begin, int64_t end) {
         fo__winograd_inputs(v, &g->from, g->in, v->from, first, last, frame,
                             v->v + tile * g->from.next, g->in_room, 0);
         fo__winograd_inputs(v, &g->to, g->out, v->to, first, last, frame,
-                            v->m + (tile + 1) * g->to.next, g->panel, g->to.step / g->panels);
+                            v->m + (tile + 1) * g->to.next, g->panel, v->apart);
     }
 }
 
@@ -7150,7 +7153,7 @@ static void fo__winograd_places(void *arg, int64_t begin, int64_t end) {
     int64_t             i, j;
     p.m = g->in, p.n = g->out_room, p.k = (v->last - v->first) * g->wide;
     p.a_row = 1, p.a_col = g->in_room, p.c_row = g->out_room;
-    p.panel = g->panel, p.panel_step = g->to.step / g->panels;
+    p.panel = g->panel, p.panel_step = v->apart;
     p.add   = v->first > 0;
     for (i = begin; i < end; i++) {
         for (j = 0; j < g->panels; j++)
@@ -7170,11 +7173,12 @@ static void fo__winograd_to_w(fo__conv *v, const fo_real *x, fo_real *dy, fo_rea
     v->from = x;
     v->to   = dy;
     rows = FO__MIN(v->threads * g->rows, v->batch * g->high), n = rows * g->wide;
-    v->v = v->frames + g->weights + v->threads * g->frame;
-    v->m = v->v + 36 * n * g->in_room;
-    g->from.step = n * g->in_room;
-    g->to.step   = (n + 1) * g->panels * g->panel;
+    g->from.step = fo__winograd_step(n * g->in_room);
+    g->to.step   = fo__winograd_step((n + 1) * g->panels * g->panel);
     g->to.next   = g->panel;
+    v->apart     = (n + 1) * g->panel;
+    v->v = v->frames + g->weights + v->threads * g->frame;
+    v->m = v->v + 36 * g->from.step;
     for (v->first = 0; v->first < v->batch * g->high; v->first = v->last) {
         v->last = FO__MIN(v->first + rows, v->batch * g->high);
         fo_parallel_for(v->fo, v->threads, fo__grain(FO__NS_ELEMENT * 36 * (double)(
@@ -7193,9 +7197,10 @@ static void fo__winograd_to_w(fo__conv *v, const fo_real *x, fo_real *dy, fo_rea
 static void fo__conv_run(fo__conv *v, const fo_real *from, fo_real *to, int add) {
     v->from = from;
     v->to   = to;
-    v->g.a     = v->weight;
-    v->g.c_row = v->g.n;
-    v->g.add   = add;
+    v->g.a        = v->weight;
+    v->g.row_bias = v->bias;
+    v->g.c_row    = v->g.n;
+    v->g.add      = add;
     if (fo__conv_is_plain(v))
         v->g.b_row = v->g.n;
     else
