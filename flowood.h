@@ -15153,10 +15153,15 @@ static fo_result fo__check_gradient(fo_flow *flow, fo__check *c) {
     const int     prime = 7919, count = flow->params.count, stride = count % prime ? prime : 1;
     const int64_t most = flow->size > 256 ? 8 : 32; /* the loss is made twice for each parameter */
     int64_t       rows = FO__MIN(fo_data_count(c->data), most), n = flow->params.size;
-    fo_workspace *ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
-    fo_real      *grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
+    fo_workspace *ws;
+    fo_real      *grad;
     double        loss = 0, largest = 0;
     int           i;
+    c->report->parameters_of = count;
+    if (!fo__check_goes(c, "gradient", 0, count, 1)) /* a backward may take longer than all of it */
+        return flow->fo->failed;
+    ws   = fo__workspace_make(flow->fo, flow, (int)rows, 1, 0);
+    grad = (fo_real *)fo__alloc(flow->fo, fo__times(2 * n, sizeof *grad));
     if (ws && grad) {
         ws->data = c->data;
         fo__fill(ws, 0, rows);
@@ -15179,7 +15184,6 @@ static fo_result fo__check_gradient(fo_flow *flow, fo__check *c) {
         c->report->gradient = FO__MAX(c->report->gradient, error);
         c->report->parameters++;
     }
-    c->report->parameters_of = count;
     fo__free(flow->fo, grad);
     fo_workspace_free(ws);
     return flow->fo->failed;

@@ -277,7 +277,7 @@ static void test_text(void) {
         {"input 3\nlogit alpha=1e-06\ncoupling mask=alternating:1 net=branches hidden=5 act=relu",
          "input 3\nlogit alpha=1e-06\n"
          "coupling mask=alternating:1 net=branches hidden=5 act=relu\n"}};
-    static const fo_net_kind branches = {"branches", build_branches, 0};
+    static const fo_net_kind branches = {"branches", build_branches, 0, {{0}}};
     int i;
     for (i = 0; i < COUNT(texts); i++) {
         fo_context *fo = fo_open(NULL);
@@ -341,8 +341,8 @@ static void test_bad_text(void) {
         {"input 4\ncoupling mask=halves:0 net=wide hidden=2\n", {"[1,5]", "[1,4] is needed"}},
         {"input 4\ncoupling mask=halves:0 net=nothing hidden=2\n", {"nothing", "built"}},
         {"input 300x300x300\n", {"300x300x300", "2^24"}}};
-    static const fo_net_kind wide = {"wide", build_too_wide, 0},
-                             nothing = {"nothing", build_nothing, 0};
+    static const fo_net_kind wide = {"wide", build_too_wide, 0, {{0}}},
+                             nothing = {"nothing", build_nothing, 0, {{0}}};
     int i, j;
     for (i = 0; i < COUNT(bad); i++) {
         fo_context *fo = fo_open(NULL);
@@ -360,8 +360,8 @@ static void test_bad_text(void) {
 /* What the API refuses, and that it stays usable or quietly useless afterwards. */
 static void test_misuse(void) {
     static const unsigned char pixels[2 * 4] = {0, 1, 2, 3, 4, 5, 6, 7};
-    static const fo_net_kind   no_name  = {"a b", build_nothing, 0},
-                               no_build = {"x", NULL, 0};
+    static const fo_net_kind   no_name  = {"a b", build_nothing, 0, {{0}}},
+                               no_build = {"x", NULL, 0, {{0}}};
     fo_context   *fo   = fo_open(NULL);
     fo_flow      *flow = fo_flow_create(fo, shape_of(1, 2, 2));
     fo_data      *data = fo_data_view(fo, pixels, FO_U8, 2, shape_of(1, 2, 2)), *other;
@@ -431,7 +431,7 @@ static const char *const flows[] = {
     "input 5\nstandardize\n4* coupling mask=halves:% net=branches hidden=5 act=softplus\n"};
 
 static void test_check(void) {
-    static const fo_net_kind branches = {"branches", build_branches, 0};
+    static const fo_net_kind branches = {"branches", build_branches, 0, {{0}}};
     static samples           s;
     int                      i;
     for (i = 0; i < COUNT(flows); i++) {
@@ -541,7 +541,7 @@ static fo_tensor *build_lie(fo_tape *tape, fo_tensor *x, int outputs, const fo_n
 
 /* fo_check finds what is wrong with a flow. */
 static void test_check_finds(void) {
-    static const fo_net_kind lie = {"lie", build_lie, 0};
+    static const fo_net_kind lie = {"lie", build_lie, 0, {{0}}};
     static samples           s;
     fo_context     *fo = fo_open(NULL);
     fo_check_report r;
