@@ -2538,8 +2538,8 @@ FO__INLINE void FO__(sum2)(FO__V a, FO__V b, FO__(wide) sum[4]) {
     sum[2] += FO__WIDEN(b, 0), sum[3] += FO__WIDEN(b, 1);
 }
 
-/* Four vectors are added before they become doubles, here and in norm_sums: wins 15 to 20 % of batch
-   norm's time, AVX2. */
+/* Four vectors are added before they become doubles, here and in norm_sums: wins 2 to 20 % of batch
+   norm's time with AVX2, the more the less memory is in the way. */
 FO__TARGET static void FO__(moments)(int64_t n, fo_real origin, const fo_real *x, double sum[2]) {
     FO__(wide) sums[4];
     int64_t i, k, step;
@@ -8804,7 +8804,7 @@ static int fo__channels_last(fo_shape s) {
               not depend on how rows are split over threads
    Callers    >>flow builds layers, >>workspace runs them (fo__pass)
    ============================================================================================= */
-#define FO__CHUNK 256 /* elements worked on at a time, in buffers on the stack */
+#define FO__CHUNK 128 /* elements worked on at a time, in buffers on the stack */
 
 typedef struct fo__layer {
     fo_layer           see;      /* what its hooks see */
