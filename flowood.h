@@ -2678,8 +2678,8 @@ FO__TARGET static void FO__(adam)(int64_t n, const fo__adam *o, fo_real *p, cons
               V is [place][tile][channel]: a row of a matrix for each tile, whatever sample it is of
    Error      8e-7 of the results' root mean square with 64 channels, 6e-6 the worst of 25,000; with
               the usual points 0, +-1, +-2 they are 1.6e-6 and 2.7e-5; by the sum 3e-7
-   Wins       realnvp-small trains 1.4 times as fast, glow-small 1.6 times (AVX2), with the product's
-              taller tiles, as with F(2x2, 3x3) for y and dx and the plain sum for dw
+   Wins       realnvp-small trains 1.4 times as fast, glow-small 1.6 times (AVX2), with taller tiles
+              of the product, as with F(2x2, 3x3) for y and dx and the plain sum for dw
    Paper      Lavin and Gray 2016
    ============================================================================================= */
 #if FO__KERNEL_PASS > 1
