@@ -8888,10 +8888,13 @@ static void fo__pass_rows(fo_pass *pass, fo__pass_fn *fn) {
 /* Encode copies the rows of x into save, backward copies them back. */
 static void fo__pass_keep(const fo_pass *p, int64_t row) {
     const size_t bytes = (size_t)p->layer->width * sizeof(fo_real);
-    fo_real     *x = p->x + row * p->size, *save = p->save + row * p->layer->save;
+    fo_real     *x = p->x + row * p->size, *save;
+    if (p->save == NULL)
+        return;
+    save = p->save + row * p->layer->save;
     if (p->direction == FO_BACKWARD)
         memcpy(x, save, bytes);
-    else if (p->direction == FO_ENCODE && p->save)
+    else if (p->direction == FO_ENCODE)
         memcpy(save, x, bytes);
 }
 
