@@ -1099,8 +1099,8 @@ FO_API fo_result fo_load_weights(fo_flow *flow, const char *path);
      complexity *       -log p - min(L, L95): L is fo_code_length, L95 covers 95 % of the
                         calibration samples; uint8 data only                Serra et al. 2020
      orientation *      complexity, and on top of that by how much it falls for the likeliest of
-                        the picture's mirrored and turned copies: a picture that is right when it
-                        is turned lies wrong now. Eight encodes, as one batch of 7 and one
+                        the picture's mirrored and rotated copies: a picture that is right when it
+                        is rotated lies wrong now. Eight encodes, as one batch of 7 and one
      density-of-states * minus the log kernel densities of log p, base density and logdet
                                                                             Morningstar et al. 2021
      layers *           Mahalanobis distance of the layers' logdets
@@ -1136,7 +1136,7 @@ enum { /* what a score needs */
     FO_SCORE_SAMPLES    = 8, /* looks at x alone; is fitted to training samples if there are   */
     FO_SCORE_TWO_SIDED  = 16, /* both very high and very low values are unusual                */
     FO_SCORE_X          = 32, /* x; FO_SCORE_SAMPLES says so, too                              */
-    FO_SCORE_VIEWS      = 64  /* the picture's mirrored and turned copies; with FO_SCORE_PIXELS */
+    FO_SCORE_VIEWS      = 64  /* the picture's mirrored and rotated copies; with FO_SCORE_PIXELS */
 };
 
 /* A score of your own, or one of the built-in ones: features of a sample, what is kept of the
@@ -2281,7 +2281,7 @@ FO__SHUFFLE(low4, FO__LOW4)
 FO__SHUFFLE(high4, FO__HIGH4)
 
 /* Four columns of FO__W rows, `step` apart: a row's four numbers come as one load, and squares of
-   4 x 4 are turned in registers. v[q][i] = from[i * step + q]. */
+   4 x 4 are transposed in registers. v[q][i] = from[i * step + q]. */
 FO__INLINE void FO__(columns4)(const float *from, int64_t step, FO__V v[4]) {
     FO__V a = FO__FOURS(from, 4 * step), b = FO__FOURS(from + step, 4 * step);
     FO__V c = FO__FOURS(from + 2 * step, 4 * step), d = FO__FOURS(from + 3 * step, 4 * step);
@@ -3083,9 +3083,9 @@ FO__TARGET static void FO__(pack_runs)(const fo__product *g, int64_t first, int6
    cache holds. Wins 12 % of 128x196x512 and 6 % of 128x512x392 with such weights, AVX2. */
 FO__INLINE void FO__(fetch)(const fo__product *g, int64_t p, int64_t k, int64_t j, int64_t n,
                             int64_t t, int64_t parts) {
-    const int      turned = g->b_row == 1;
-    const int64_t  lines = turned ? n : k, length = turned ? k : n;
-    const int64_t  step = turned ? g->b_col : g->b_row, share = (lines + parts - 1) / parts;
+    const int      transposed = g->b_row == 1;
+    const int64_t  lines = transposed ? n : k, length = transposed ? k : n;
+    const int64_t  step = transposed ? g->b_col : g->b_row, share = (lines + parts - 1) / parts;
     const int64_t  end = FO__MIN(lines, (t + 1) * share);
     const float   *b = g->b + p * g->b_row + j * g->b_col;
     int64_t        line, at;
@@ -3094,9 +3094,9 @@ FO__INLINE void FO__(fetch)(const fo__product *g, int64_t p, int64_t k, int64_t 
             __builtin_prefetch(b + line * step + FO__MIN(at, length - 1), 0, 2);
 }
 
-/* Row i of y = x W^T (matrix times vector): W is read once, where it lies, and turned in registers.
-   Returns the first column that is left for panels. One image from memory to score takes 0.75
-   instead of 1.8 ms with mlp-cycle, AVX2; the 10 MB of its weights are then the limit. */
+/* Row i of y = x W^T (matrix times vector): W is read once, where it lies, and transposed in
+   registers. Returns the first column that is left for panels. One image from memory to score takes
+   0.75 instead of 1.8 ms with mlp-cycle, AVX2; the 10 MB of its weights are then the limit. */
 FO__TARGET static int64_t FO__(one_row)(const fo__product *g, int64_t i, int64_t j, int64_t j1) {
     const float  *a = g->a + (g->a_at ? g->a_at[i] : i * g->a_row);
     const int64_t k = g->k, fours = k / 4 * 4, step = g->b_col;
@@ -11473,8 +11473,8 @@ struct fo__score_room {
     int            width;      /* doubles that fit into features */
     fo_workspace  *backward;   /* of one sample, for gradients */
     fo_workspace  *background; /* of the background model */
-    fo_workspace  *views;      /* of 7 samples, for mirrored and turned copies, */
-    unsigned char *turned;     /* whose pixels lie here, */
+    fo_workspace  *views;      /* of 7 samples, for mirrored and rotated copies, */
+    unsigned char *copies;     /* whose pixels lie here, */
     double         view[16];   /* and what is to be said about them */
 };
 
@@ -13102,7 +13102,7 @@ static double fo__complexity_value(const double *f, int width, const fo_real *st
     return f[0] - FO__MIN(f[1], (double)state[0]);
 }
 
-/* ---- orientation: c + max(0, c - min of c over mirrored and turned copies), c the complexity ---
+/* ---- orientation: c + max(0, c - min of c over mirrored and rotated copies), c the complexity ---
 
    Pictures have an up: where a copy is likelier than the picture itself, the picture lies wrong.
    What has no likelier copy, as most of what is foreign in any position, keeps its complexity. */
@@ -13372,7 +13372,7 @@ static void fo__score_rows(fo_score_kind *rows, int *count) {
     FO__SCORE("complexity", "-log p(x) - min(L(x), L95), L the code length", "Serra et al. 2020",
               FO_SCORE_PIXELS, fo__two_features, fo__complexity_features, fo__one_number,
               fo__complexity_fit, fo__complexity_value)
-    FO__SCORE("orientation", "c + max(0, c - min of c over mirrored and turned copies)", "",
+    FO__SCORE("orientation", "c + max(0, c - min of c over mirrored and rotated copies)", "",
               FO_SCORE_PIXELS | FO_SCORE_VIEWS, fo__view_features, fo__orientation_features,
               fo__one_number, fo__complexity_fit, fo__orientation_value)
     FO__SCORE("density-of-states", "-log densities of log p, base density and logdet",
@@ -13500,8 +13500,8 @@ static fo_result fo__score_room_of(fo_workspace *ws, const fo__fitted *use, int 
     if ((flags & FO_SCORE_GRADIENT) && room->backward == NULL)
         room->backward = fo__gradient_workspace(ws->fo, ws->flow);
     if ((flags & FO_SCORE_VIEWS) && room->views == NULL) {
-        room->turned = (unsigned char *)fo__arena_alloc(&ws->arena, 7 * (size_t)ws->flow->size);
-        room->views  = room->turned ? fo__workspace_make(ws->fo, ws->flow, 7, 0, 0) : NULL;
+        room->copies = (unsigned char *)fo__arena_alloc(&ws->arena, 7 * (size_t)ws->flow->size);
+        room->views  = room->copies ? fo__workspace_make(ws->fo, ws->flow, 7, 0, 0) : NULL;
     }
     if ((flags & FO_SCORE_BACKGROUND) && room->background == NULL)
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "the score ratio compares with a background "
@@ -13555,14 +13555,14 @@ static fo_result fo__score_views(const fo__score_pass *pass, const unsigned char
     in->view  = room->view;
     in->views = fo__view_count(s);
     for (k = 1; k < in->views; k++)
-        fo__turn(pixels, s, k, room->turned + (k - 1) * size);
+        fo__turn(pixels, s, k, room->copies + (k - 1) * size);
     q.log_prob = other;
-    if (fo__request_rows(room->views, &q, room->turned, FO_U8, in->views - 1) != FO_OK ||
+    if (fo__request_rows(room->views, &q, room->copies, FO_U8, in->views - 1) != FO_OK ||
         fo__run(room->views, &q) != FO_OK)
         return pass->ws->fo->failed;
     for (k = 0; k < in->views; k++) {
         room->view[2 * k]     = k ? other[k - 1] : log_prob;
-        room->view[2 * k + 1] = fo_code_length(k ? room->turned + (k - 1) * size : pixels, s);
+        room->view[2 * k + 1] = fo_code_length(k ? room->copies + (k - 1) * size : pixels, s);
     }
     return FO_OK;
 }
