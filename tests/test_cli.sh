@@ -2,28 +2,14 @@
 # The command-line tool on good and bad input: each failure is one line, with exit status 2 for wrong
 # usage and 1 for what goes wrong at run time.
 home=$PWD tool=$PWD/build/flowood
-[ -x "$tool" ] || { echo "build/flowood is missing: run make first"; echo "0 passed, 1 failed"; exit 1; }
-passed=0 failed=0 skipped=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "test_cli: failed: $*"; }
+name=test_cli beside='^step '
+. tests/tool.inc
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 build/synthetic "$dir" 600 || bad "synthetic"
 cd "$dir" || exit 1
 train=in-train-images-idx3-ubyte in=in-test-images-idx3-ubyte ood=ood-test-images-idx3-ubyte
 
-works() { # what, command...
-    what=$1; shift
-    if "$@" > log 2> err; then ok; else bad "$what: $(tail -n 1 err)"; fi
-}
-refuses() { # status, words that the one line must have, command...
-    want=$1 words=$2; shift 2
-    "$@" > log 2> err
-    status=$?
-    lines=$(grep -vc '^step ' err)
-    if [ $status = "$want" ] && [ "$lines" = 1 ] && grep -q -- "$words" err; then ok
-    else bad "$* -> status $status, $lines lines: $(head -n 2 err)"; fi
-}
 
 # the whole round: train, resume, score, sample, check, info; a small flow is fast
 printf 'input 1x28x28\ndequantize\nlogit\n4* coupling mask=cycle:%% net=mlp hidden=48 bottleneck=4\n' > small

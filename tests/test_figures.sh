@@ -2,10 +2,8 @@
 # flowood figures: every file is there and valid, the same bytes for any number of threads, and bad
 # input is one line that leaves earlier files alone.
 tool=$PWD/build/flowood
-[ -x "$tool" ] || { echo "build/flowood is missing: run make first"; echo "0 passed, 1 failed"; exit 1; }
-passed=0 failed=0 skipped=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "test_figures: failed: $*"; }
+name=test_figures beside='^flowood: left out'
+. tests/tool.inc
 dir=$(mktemp -d) || exit 1
 trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT
 build/synthetic "$dir" 80 || bad "synthetic"
@@ -17,18 +15,6 @@ train() { # text, name
     printf '%b' "$1" > spec
     "$tool" train --data "${3:-$train}" --spec spec --steps 2 --batch 8 --out "$2" > log 2> err ||
         bad "train $2: $(tail -n 1 err)"
-}
-works() { # what, command...
-    what=$1; shift
-    if "$@" > log 2> err; then ok; else bad "$what: $(tail -n 1 err)"; fi
-}
-refuses() { # status, words that the one line must have, command...
-    want=$1 words=$2; shift 2
-    "$@" > log 2> err
-    status=$?
-    lines=$(grep -vc '^flowood: left out' err)
-    if [ $status = "$want" ] && [ "$lines" = 1 ] && grep -q -- "$words" err; then ok
-    else bad "$* -> status $status, $lines lines: $(head -n 2 err)"; fi
 }
 has() { # folder, files: all are there, and nothing else
     want=$(printf '%s\n' $2 | sort | tr '\n' ' ')

@@ -2,11 +2,9 @@
 # kill -9 at random moments of a training run that saves all the time, every second time inside a
 # save: the model always loads and is never less trained than before. KILLS=200 is the long form.
 tool=$PWD/build/flowood
-[ -x "$tool" ] || { echo "build/flowood is missing: run make first"; echo "0 passed, 1 failed"; exit 1; }
-kills=${KILLS:-6}
-passed=0 failed=0 inside=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "test_kill: failed: $*"; }
+name=test_kill
+. tests/tool.inc
+kills=${KILLS:-6} inside=0
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 build/synthetic "$dir" 600 || bad "synthetic"
