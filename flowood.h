@@ -1839,11 +1839,28 @@ void fo_random_normal(uint64_t seed, uint64_t stream, uint64_t first, int64_t n,
         out[i] = (fo_real)(radius * (at % 2 ? sin(angle) : cos(angle)));
     }
 }
+
 /* The number below n for step i of a shuffle: 64 random bits, taken modulo n. */
 static int64_t fo__below(uint64_t seed, uint64_t stream, int64_t i, int64_t n) {
     uint32_t four[4];
     fo_random_bits(seed, stream, (uint64_t)i, four);
     return (int64_t)((((uint64_t)four[1] << 32) | four[0]) % (uint64_t)n);
+}
+
+/* n items of `size` bytes in an order of chance (Fisher and Yates): the same order for any size. */
+static void fo__shuffle(void *items, int64_t n, size_t size, uint64_t seed, uint64_t stream) {
+    unsigned char *at = (unsigned char *)items;
+    int64_t        i;
+    size_t         k;
+    for (i = n - 1; i > 0; i--) {
+        const int64_t  j = fo__below(seed, stream, i, i + 1);
+        unsigned char *a = at + (size_t)i * size, *b = at + (size_t)j * size;
+        for (k = 0; k < size; k++) {
+            const unsigned char byte = a[k];
+            a[k] = b[k];
+            b[k] = byte;
+        }
+    }
 }
 
 /* ================================================================================================
@@ -4073,7 +4090,6 @@ fo_result fo_data_shuffle(fo_data *data, uint64_t seed) {
     const size_t columns = data ? (size_t)fo_shape_count(data->shape) : 0;
     const size_t bytes   = data ? columns * fo_dtype_size(data->type) : 0;
     int64_t     *origin, i;
-    size_t       k;
     if (!FO__BEGIN(data))
         return FO_ERR_ARGUMENT;
     if (data->own == NULL)
@@ -4084,15 +4100,8 @@ fo_result fo_data_shuffle(fo_data *data, uint64_t seed) {
         return FO_ERR_MEMORY;
     for (i = 0; i < data->count; i++)
         origin[i] = fo__origin(data, i);
-    for (i = data->count - 1; i > 0; i--) { /* Fisher and Yates */
-        const int64_t  j    = fo__below(seed, FO__STREAM_ORDER, i, i + 1), number = origin[i];
-        unsigned char *a    = data->own + (size_t)i * bytes, *b = data->own + (size_t)j * bytes;
-        origin[i] = origin[j], origin[j] = number;
-        for (k = 0; k < bytes && j < i; k++) {
-            const unsigned char byte = a[k];
-            a[k] = b[k], b[k] = byte;
-        }
-    }
+    fo__shuffle(origin, data->count, sizeof *origin, seed, FO__STREAM_ORDER);
+    fo__shuffle(data->own, data->count, bytes, seed, FO__STREAM_ORDER);
     data->origin = origin;
     return FO_OK;
 }
@@ -8761,13 +8770,7 @@ fo_result fo_mask_fill(fo_context *fo, fo_mask mask, fo_shape shape, unsigned ch
     if (fo__leave(fo) != FO_OK)
         return fo->failed;
     if (row->shuffled)
-        for (i = n - 1; i > 0; i--) {
-            uint64_t      stream = FO__STREAM_MASK + (uint64_t)(mask.phase / 2);
-            int64_t       j      = fo__below(0, stream, i, i + 1);
-            unsigned char swap   = map[i];
-            map[i] = map[j];
-            map[j] = swap;
-        }
+        fo__shuffle(map, n, 1, 0, FO__STREAM_MASK + (uint64_t)(mask.phase / 2));
     return fo__mask_counts(fo, mask.kind, map, shape, &condition, &change);
 }
 
@@ -9832,12 +9835,7 @@ static fo_result fo__permute_shape(fo_layer *layer) {
     for (c = 0; c < n; c++)
         order[c] = reverse ? n - 1 - c : c;
     if (!reverse)
-        for (c = n - 1; c > 0; c--) {
-            int j    = (int)fo__below((uint64_t)seed, FO__STREAM_PERMUTE, c, c + 1);
-            int swap = order[c];
-            order[c] = order[j];
-            order[j] = swap;
-        }
+        fo__shuffle(order, n, sizeof *order, (uint64_t)seed, FO__STREAM_PERMUTE);
     /* whole channels, from the back, because the front still holds their order */
     for (i = (int)layer->width - 1; i >= 0; i--)
         order[i] = order[i / pixels] * pixels + i % pixels;
@@ -12457,12 +12455,8 @@ static int64_t fo__next_sample(fo_trainer *tr, int64_t seen) {
         tr->order_epoch = epoch;
         for (i = 0; i < tr->count; i++)
             tr->order[i] = (int)i;
-        for (i = tr->count - 1; i > 0; i--) {
-            int64_t j    = fo__below(tr->desc.seed, FO__STREAM_SHUFFLE + (uint64_t)epoch, i, i + 1);
-            int     swap = tr->order[i];
-            tr->order[i] = tr->order[j];
-            tr->order[j] = swap;
-        }
+        fo__shuffle(tr->order, tr->count, sizeof *tr->order, tr->desc.seed,
+                    FO__STREAM_SHUFFLE + (uint64_t)epoch);
     }
     return tr->order[seen % tr->count];
 }
@@ -13952,11 +13946,7 @@ static fo_result fo__calibration_open(fo__calibration *c, uint64_t seed) {
         return c->ws->fo->failed;
     for (i = 0; i < c->n; i++)
         c->order[i] = i;
-    for (i = c->n - 1; i > 0; i--) {
-        const int64_t j = fo__below(seed, FO__STREAM_CALIBRATE, i, i + 1), swap = c->order[i];
-        c->order[i] = c->order[j];
-        c->order[j] = swap;
-    }
+    fo__shuffle(c->order, c->n, sizeof *c->order, seed, FO__STREAM_CALIBRATE);
     for (s = 0; s < d->n_scores + d->n_also; s++)
         if (!(d->fitted[s].kind.flags & FO_SCORE_SAMPLES))
             c->rows[s] = fo__doubles(&c->arena, c->n * d->fitted[s].width);
