@@ -1,14 +1,4 @@
-# The tables of run.sh from out/table.jsonl: -v what=detector or -v what=paper.
-
-# The number or word behind "name": in text.
-function value(text, name,    at) {
-    at = index(text, "\"" name "\": ")
-    if (at == 0) return ""
-    text = substr(text, at + length(name) + 4)
-    sub(/[,}].*/, "", text)
-    gsub(/"/, "", text)
-    return text
-}
+# The tables of run.sh from out/table.jsonl: -v what=detector or -v what=paper. With json.awk.
 
 # Behind the name of an object with a number for each rate of alarms.
 function rate(name, alpha) { return 100 * value(substr($0, index($0, "\"" name "\": ")), alpha) }

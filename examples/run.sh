@@ -51,7 +51,7 @@ model() {
 model realnvp-tiny "$seconds" 2000 --holdout 0
 model mlp-cycle "$seconds" 10000
 echo
-awk -f examples/run.awk -v what=detector out/table.jsonl
+awk -f examples/json.awk -f examples/run.awk -v what=detector out/table.jsonl
 echo
 model mlp-checker "$seconds" 2000 --holdout 0
 model mlp-cycle-2 "$seconds" 2000 --holdout 0
@@ -63,8 +63,8 @@ echo "Trained on $train,"
 echo "$seconds seconds each, cycle-resnet-neck $((2 * seconds)); first 2,000 of each test set, with"
 echo "mlp-cycle all."
 echo
-awk -f examples/run.awk -v what=detector out/table.jsonl
+awk -f examples/json.awk -f examples/run.awk -v what=detector out/table.jsonl
 echo
-awk -f examples/run.awk -v what=paper out/table.jsonl
+awk -f examples/json.awk -f examples/run.awk -v what=paper out/table.jsonl
 echo
 echo "Models, samples and the numbers as JSON lines are in out/."

@@ -1,13 +1,5 @@
-# out/study/results.jsonl -> table.md, figure7.svg, steps.svg (see study.sh). Every number is a mean
-# over seeds with its 95 % confidence interval (Student's t).
-function value(name,    i, at, text) {
-    at = index($0, "\"" name "\": ")
-    if (at == 0) return ""
-    text = substr($0, at + length(name) + 4)
-    sub(/[,}].*/, "", text)
-    gsub(/"/, "", text)
-    return text
-}
+# out/study/results.jsonl -> table.md, figure7.svg, steps.svg (see study.sh); with json.awk. Every
+# number is a mean over seeds with its 95 % confidence interval (Student's t).
 
 function set_name(path,    n, part) {
     n = split(path, part, "/")
@@ -39,13 +31,13 @@ BEGIN {
 }
 
 {
-    run = value("run"); steps = value("steps"); ood = set_name(value("ood"))
-    score = value("score")
+    run = value($0, "run"); steps = value($0, "steps"); ood = set_name(value($0, "ood"))
+    score = value($0, "score")
     key = run SUBSEP steps
     if (!(key in known)) { known[key] = 1; order[++runs] = key }
     if (steps + 0 > last[run] + 0) last[run] = steps
-    add(key SUBSEP score SUBSEP ood, value("auroc"))
-    if (score == "likelihood" && ood == "mnist") add(key SUBSEP "bpd", value("bpd_in"))
+    add(key SUBSEP score SUBSEP ood, value($0, "auroc"))
+    if (score == "likelihood" && ood == "mnist") add(key SUBSEP "bpd", value($0, "bpd_in"))
 }
 
 # Does the AUROC on MNIST of run a lie below that of run b, with intervals that do not touch?

@@ -106,4 +106,4 @@ for seed in $SEEDS; do
     done
 done | xargs -n 4 -P "$JOBS" sh examples/study.sh one || exit 1
 cat $dir/*-*-*.jsonl > $dir/results.jsonl
-awk -f examples/study.awk -v out=$dir $dir/results.jsonl && cat $dir/table.md
+awk -f examples/json.awk -f examples/study.awk -v out=$dir $dir/results.jsonl && cat $dir/table.md

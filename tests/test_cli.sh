@@ -82,10 +82,10 @@ works "another norm" "$tool" eval --model whole.st --in $in --ood $ood --norm ba
 grep -q "left out: detector" err && [ "$(grep -c detector log)" = 0 ] && ok || bad "a detector for another norm"
 # the table of make run
 "$tool" eval --model whole.st --in $in --ood $ood --json | sed 's/^{/{"preset": "mlp-cycle", /' > table.jsonl
-awk -f "$home/examples/run.awk" -v what=detector table.jsonl > log
+awk -f "$home/examples/json.awk" -f "$home/examples/run.awk" -v what=detector table.jsonl > log
 grep -qE "^$ood +(0.000 )? +[01]\.[0-9]{3} +[01]\.[0-9]{3} +[0-9.]+ % +[0-9.]+ %$" log &&
     grep -qE "^False alarms on the 120 test images: [0-9.]+ % at 1 %, [0-9.]+ % at 5 %\.$" log && ok || bad "run.awk: $(cat log)"
-awk -f "$home/examples/run.awk" -v what=paper table.jsonl | grep -qE "^mlp-cycle +$ood( +[0-9.]+){4}$" && ok || bad "run.awk, the paper's table"
+awk -f "$home/examples/json.awk" -f "$home/examples/run.awk" -v what=paper table.jsonl | grep -qE "^mlp-cycle +$ood( +[0-9.]+){4}$" && ok || bad "run.awk, the paper's table"
 # grey: 0.299 * 100 + 0.587 * 200 + 0.114 * 50 = 153
 { printf '\223NUMPY\001\000\166\000'; printf '%-117s\n' "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 3, 4, 4), }"
   for level in 144 310 062; do for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do printf "\\$level"; done; done; } > colour.npy
