@@ -9342,8 +9342,10 @@ static void fo__whiten_set(fo_pass *p, int64_t count) {
             best = fo__whiten_choose(&s, d, held, s.work);
         fo__whiten_covariance(&s, d, count, 0);
     }
-    if (!fo__eigen(s.cov, d, s.work, s.work + d))
+    if (!fo__eigen(s.cov, d, s.work, s.work + d)) {
         fo__fail(p->fo, FO_ERR_NUMERIC, "whiten: the covariance has numbers that are not finite");
+        return;
+    }
     for (i = 0; i < d; i++) {
         p->buffers[own->mean + i]     = (fo_real)(s.origin[i] + s.mean[i]);
         p->buffers[own->variance + i] = (fo_real)FO__MAX(s.work[i], 0);
