@@ -1911,8 +1911,9 @@ static int fo__usable_threads(int asked) {
 }
 
 /* A thread's part of a region should take 25 microseconds at least: how many items is that?
-   Estimates: a multiply-add of a product 0.01 ns, an element that passes through the cache 0.4. */
-#define FO__NS_PRODUCT 0.01
+   Estimates: a multiply-add of a product 0.02 ns (AVX2 at its peak; small tiles take longer), an
+   element that passes through the cache 0.4. */
+#define FO__NS_PRODUCT 0.02
 #define FO__NS_ELEMENT 0.4
 static int64_t fo__grain(double nanoseconds_per_item) {
     return (int64_t)(25e3 / FO__MAX(nanoseconds_per_item, 1e-3)) + 1;
