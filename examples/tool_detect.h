@@ -7,9 +7,13 @@
 
 /* Every score that costs no more than one encode is fitted beside those of the verdict. */
 #define BESIDE 7
+/* So many training samples are enough for the trivial rivals. */
+#define RIVALS 5000
 
-/* Fits the detector; `score` is what its verdict is made of, none: the library's choice. */
-static fo_result fit_detector(fo_flow *flow, const fo_data *data, const cli_option *score) {
+/* Fits the detector; `score` is what its verdict is made of, none: the library's choice. The trivial
+   rivals look at `samples`, those of training, or (NULL) at half of the data. */
+static fo_result fit_detector(fo_flow *flow, const fo_data *data, const fo_data *samples,
+                              const cli_option *score) {
     static const char *const others[BESIDE] = {"typicality", "complexity", "density-of-states",
                                                "layers", "normality", "neighbour", "pca"};
     fo_detector_desc desc;
@@ -17,6 +21,7 @@ static fo_result fit_detector(fo_flow *flow, const fo_data *data, const cli_opti
     int              i, k;
     memset(&desc, 0, sizeof desc);
     desc.scores = score->list, desc.n_scores = score->given, desc.also = also;
+    desc.samples = samples;
     for (i = 0; i < BESIDE; i++) {
         int pixels = strcmp(others[i], "complexity") == 0, taken = pixels && !score->given;
         for (k = 0; k < score->given; k++)
@@ -48,7 +53,7 @@ static int calibrate(void *options_read) {
     fo   = open_context(o);
     flow = fo_load_flow(fo, o->model.text);
     data = load_for(fo, flow, o, o->model.text, o->data.text, CHOSEN, o->limit.number);
-    if (data && fit_detector(flow, data, &o->score) == FO_OK &&
+    if (data && fit_detector(flow, data, NULL, &o->score) == FO_OK &&
         fo_save(flow, o->model.text) == FO_OK) {
         printf("%s ", o->model.text);
         print_detector(flow);

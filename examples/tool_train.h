@@ -321,16 +321,20 @@ static void open_log(run *r) {
 
 /* A model without a detector is still a model: what is wrong is told, and no more. */
 static void decide(run *r) {
+    const int64_t n = fo_data_count(r->train);
+    fo_data      *rivals;
     if (r->calibration == NULL || fo_flow_steps(r->flow) == 0 || fo_failed(r->fo))
         return;
     fprintf(stderr, "fitting the detector to %lld held-out samples\n",
             (long long)fo_data_count(r->calibration));
-    if (fit_detector(r->flow, r->calibration, &r->o->score) == FO_OK) {
+    rivals = fo_data_part(r->train, 0, n < RIVALS ? n : RIVALS);
+    if (fit_detector(r->flow, r->calibration, rivals, &r->o->score) == FO_OK) {
         fo_save(r->flow, r->o->out.text);
-        return;
+    } else {
+        fprintf(stderr, "flowood: no detector: %s\n", fo_error(r->fo));
+        fo_clear_error(r->fo);
     }
-    fprintf(stderr, "flowood: no detector: %s\n", fo_error(r->fo));
-    fo_clear_error(r->fo);
+    fo_data_free(rivals);
 }
 
 static void end_train(run *r) {

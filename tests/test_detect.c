@@ -178,6 +178,40 @@ static void test_views(void) {
     fo_close(fo);
 }
 
+/* Every built-in score, and a detector that decides by it: called again, they allocate nothing; a
+   sample's score depends on neither batch nor threads. */
+static void test_warm_scores(void) {
+    static const struct { int batch, threads; } ways[] = {{3, 1}, {16, 2}, {1, 1}};
+    unsigned char x[40 * 16];
+    double        first[16], score[16], p[16];
+    int           i, w, k;
+    for (i = 0; i < (int)sizeof x; i++)
+        x[i] = (unsigned char)(128 + 120 * chance(i / 3, 3));
+    for (k = 0; fo_score_at(NULL, k).name; k++)
+        for (w = 0; w < COUNT(ways); w++) {
+            const char      *name = fo_score_at(NULL, k).name;
+            fo_context      *fo = open_with(1, FO_SIMD_AUTO, ways[w].threads);
+            fo_flow         *flow = random_flow(fo, "input 1x4x4\ndequantize\nlogit\n2* coupling "
+                                                    "mask=halves:% hidden=5\n", 0.5);
+            fo_flow         *other = fo_flow_parse(fo, "input 1x4x4\nstandardize\n");
+            fo_data         *data = fo_data_view(fo, x, FO_U8, 40, shape_of(1, 4, 4));
+            fo_workspace    *ws = fo_workspace_create(fo, flow, ways[w].batch);
+            fo_detector_desc desc;
+            uint64_t         warm;
+            memset(&desc, 0, sizeof desc);
+            desc.scores = &name, desc.n_scores = 1, desc.background = other;
+            CHECK(fo_calibrate(flow, data, &desc) == FO_OK);
+            CHECK(fo_workspace_background(ws, other) == FO_OK);
+            CHECK(fo_score(ws, data, 3, 16, name, w ? score : first) == FO_OK);
+            warm = fo_memory(fo).allocations;
+            CHECK(fo_score(ws, data, 3, 16, name, w ? score : first) == FO_OK);
+            CHECK(fo_detect_rows(ws, x, FO_U8, 16, p, NULL, NULL) == FO_OK);
+            CHECK(fo_memory(fo).allocations == warm);
+            CHECK(w == 0 || memcmp(first, score, sizeof first) == 0);
+            fo_close(fo);
+        }
+}
+
 /* ---- a flow whose density is known ----------------------------------------------------------- */
 
 /* Four couplings that were never trained are the identity: for x ~ N(0, I) all that a flow says is
@@ -570,6 +604,7 @@ int main(void) {
     test_estimates();
     test_every_score();
     test_views();
+    test_warm_scores();
     test_p_values();
     test_confidence();
     test_detector_life();
