@@ -220,13 +220,15 @@ static void figure_overlay(const figures *f, plot *p, int x, int y, int zoom, co
 
 /* ---- couplings.png --------------------------------------------------------------------------- */
 
-typedef struct figure_looks { plot_look s, guess, state; } figure_looks;
+/* seen: the state in shades of grey. */
+typedef struct figure_looks { plot_look s, guess, state, seen; } figure_looks;
 
 static figure_looks figure_all_looks(const figures *f) {
     figure_looks looks;
     looks.s     = plot_signed(figure_range(f, 0, 0.99));
     looks.guess = plot_signed(figure_range(f, 1, 0.98));
     looks.state = plot_signed(figure_range(f, 2, 0.98));
+    looks.seen  = plot_shades(looks.state.low, looks.state.high);
     return looks;
 }
 
@@ -256,8 +258,7 @@ static void figure_couplings_panel(const figures *f, plot *p, int x, const figur
     }
     for (c = 1; c < 5; c++) {
         const plot_look *look = c == 2 ? &looks->s : c == 3 ? &looks->guess : &looks->state;
-        plot_bar(p, x + c * step, foot, f->page.w * zoom, f->shape.c == 3 ? plot_grey : look->map,
-                 f->shape.c == 3 ? 0 : -1, look->low, look->high);
+        plot_bar(p, x + c * step, foot, f->page.w * zoom, look);
     }
 }
 
@@ -272,8 +273,11 @@ static inline void figure_couplings(const figures *f, const char *path) {
         n += figure_shown(f, k, 4);
     if (plot_open(&p, x + n * (5 * step + 16), FIGURE_TOP + 38 + layers * down + 40)) {
         figure_title(&p, "What each coupling sees, and what it makes of it",
-                     "sees: the part of the state it conditions on. -t: its guess of the part it "
-                     "changes. after: (state + t) e^s. grey: not its part");
+                     f->shape.c == 3
+                         ? "sees: what it conditions on. -t: its guess of the part it changes. "
+                           "after: (state + t) e^s. all: means over the channels"
+                         : "sees: the part of the state it conditions on. -t: its guess of the part "
+                           "it changes. after: (state + t) e^s. grey: not its part");
         for (i = 0; i < layers; i++) {
             const figure_layer *l = &f->set[0].trace.layer[i];
             int                 y = FIGURE_TOP + 38 + i * down + f->page.h * zoom / 2;
@@ -350,9 +354,8 @@ typedef struct figure_guess_plan { int zoom, step, down, tall, arrows; } figure_
 /* What one sample's couplings see in grey shades and guess in colours; apart where they mingle. */
 static void figure_guess_row(const figures *f, plot *p, int y, const figure_set *set, int r,
                              const figure_guess_plan *plan, const figure_looks *looks) {
-    const figure_trace *t    = &set->trace;
-    const plot_look     seen = plot_shades(looks->state.low, looks->state.high);
-    const int64_t       at   = r * f->size;
+    const figure_trace *t  = &set->trace;
+    const int64_t       at = r * f->size;
     int                 i, x = 12 + 104;
     char                text[24];
     snprintf(text, sizeof text, "%.13s %d", set->name, r);
@@ -361,7 +364,7 @@ static void figure_guess_row(const figures *f, plot *p, int y, const figure_set 
     for (i = 0; i < t->layers; i++) {
         const figure_layer *l = &t->layer[i];
         x += plan->step;
-        figure_tile(f, p, x, y, plan->zoom, l->before + at, l->unseen, &seen);
+        figure_tile(f, p, x, y, plan->zoom, l->before + at, l->unseen, &looks->seen);
         if (plan->tall) {
             figure_tile(f, p, x, y + plan->down, plan->zoom, l->guess + at, l->kept, &looks->guess);
             continue;
@@ -424,9 +427,8 @@ static inline void figure_guesses(const figures *f, const char *path, int arrows
             figure_copied_row(f, &p, y + 2, &f->set[k], &plan);
         }
         plot_text(&p, 12, y + 6, 1, PLOT_SOFT, "grey, -t");
-        plot_bar(&p, 116, y + 4, 120, plot_grey, 0, looks.state.low, looks.state.high);
-        plot_bar(&p, 260, y + 4, 120, f->page.c == 3 ? plot_grey : plot_diverging,
-                 f->page.c == 3 ? 0 : -1, looks.guess.low, looks.guess.high);
+        plot_bar(&p, 116, y + 4, 120, &looks.seen);
+        plot_bar(&p, 260, y + 4, 120, &looks.guess);
     }
     plot_save(f->fo, &p, path);
 }
@@ -532,9 +534,8 @@ static void figure_latents_of(const figures *f, fo_workspace *batch, int k, int 
 }
 
 static void figure_latents_panel(const figures *f, plot *p, int x, int k, int n, int zoom,
-                                 const figure_latent_sets *l) {
+                                 const plot_look *look, const figure_latent_sets *l) {
     static const char *const heads[4] = {"input", "latent", "mean 40", "batch bn"};
-    const plot_look look = plot_signed(3);
     const int step = f->page.w * zoom + FIGURE_GAP, down = f->page.h * zoom + FIGURE_GAP;
     int       r, c, at = x;
     plot_text(p, x, FIGURE_TOP, 2, PLOT_INK, f->set[k].name);
@@ -545,7 +546,7 @@ static void figure_latents_panel(const figures *f, plot *p, int x, int k, int n,
         plot_centre(p, at + f->page.w * zoom / 2, FIGURE_TOP + 21, step, 1, PLOT_SOFT, heads[c]);
         for (r = 0; r < n; r++)
             figure_tile(f, p, at, FIGURE_TOP + 34 + r * down, zoom, v + r * f->size, NULL,
-                        c ? &look : &f->paint);
+                        c ? look : &f->paint);
         at += step;
     }
 }
@@ -557,7 +558,8 @@ static int figure_latent_rows(const figures *f, int k) {
 static inline void figure_latents_png(const figures *f, const char *path) {
     const int zoom = figure_zoom(f, 84), step = f->page.w * zoom + FIGURE_GAP;
     const int down = f->page.h * zoom + FIGURE_GAP;
-    fo_workspace *batch = fo_workspace_create(f->fo, f->flow, 64);
+    const plot_look look = plot_signed(3);
+    fo_workspace   *batch = fo_workspace_create(f->fo, f->flow, 64);
     figure_latent_sets l;
     plot               p;
     int                k, c, n = 0, columns;
@@ -576,9 +578,8 @@ static inline void figure_latents_png(const figures *f, const char *path) {
                                : "mean 40: of 40 draws of dequantization noise");
         for (k = 0; k < f->sets; k++)
             figure_latents_panel(f, &p, 12 + k * (columns * step + 20), k,
-                                 figure_latent_rows(f, k), zoom, &l);
-        plot_bar(&p, 12, p.h - 30, 160, f->page.c == 3 ? plot_grey : plot_diverging,
-                 f->page.c == 3 ? 0 : -1, -3, 3);
+                                 figure_latent_rows(f, k), zoom, &look, &l);
+        plot_bar(&p, 12, p.h - 30, 160, &look);
     }
     for (k = 0; k < f->sets; k++)
         for (c = 0; c < 3; c++)

@@ -202,6 +202,7 @@ static void gallery_density(fo_context *fo, fo_workspace *ws, plot *p, const gal
     enum { SIDE = PLANE_SIDE / 2 };
     fo_real *x        = (fo_real *)figure_room(fo, SIDE * SIDE * 2, sizeof *x);
     double  *log_prob = (double *)figure_room(fo, SIDE * SIDE, sizeof *log_prob), most = -HUGE_VAL;
+    plot_look look;
     int      i;
     for (i = 0; i < SIDE * SIDE && x; i++) {
         x[2 * i]     = (fo_real)(g->x + (2 * (i % SIDE) + 1) / g->scale);
@@ -211,10 +212,11 @@ static void gallery_density(fo_context *fo, fo_workspace *ws, plot *p, const gal
                                           log_prob) == FO_OK) {
         for (i = 0; i < SIDE * SIDE; i++)
             most = fmax(most, log_prob[i]);
+        look = plot_look_of(plot_sequential, 0, most - 8, most);
         for (i = 0; i < SIDE * SIDE; i++)
             plot_box(p, g->left + i % SIDE * 2, g->top + i / SIDE * 2, 2, 2,
-                     plot_sequential(1 + (log_prob[i] - most) / 8));
-        plot_bar(p, g->left, g->top + PLANE_SIDE + 8, 160, plot_sequential, 0, most - 8, most);
+                     look.map(plot_share(&look, log_prob[i])));
+        plot_bar(p, g->left, g->top + PLANE_SIDE + 8, 160, &look);
     }
     free(x);
     free(log_prob);

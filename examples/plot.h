@@ -162,61 +162,67 @@ static plot_colour plot_grey(double v) {
 
 typedef plot_colour plot_map(double v);
 
-/* The scale of a map that shows low..high as from..1 of it, its numbers below. */
-static void plot_bar(plot *p, int x, int y, int w, plot_map *map, double from, double low,
-                     double high) {
-    char text[40], least[32];
-    int  i, size = w >= 150 ? 2 : 1;
+/* How numbers become colours: v in low..high is from..1 of the map. The channels of a picture are
+   averaged, unless `mix` says that three of them are red, green and blue. */
+typedef struct plot_look { plot_map *map; double from, low, high; int mix; } plot_look;
+
+static plot_look plot_look_of(plot_map *map, double from, double low, double high) {
+    plot_look look;
+    look.map = map, look.from = from, look.low = low, look.high = high, look.mix = 0;
+    return look;
+}
+
+static plot_look plot_signed(double range) {
+    return plot_look_of(plot_diverging, -1, -range, range);
+}
+
+static plot_look plot_shades(double low, double high) {
+    return plot_look_of(plot_grey, 0, low, high);
+}
+
+/* The scale of a look, its numbers below. */
+static void plot_bar(plot *p, int x, int y, int w, const plot_look *look) {
+    const double step = (1 - look->from) / (w > 1 ? w - 1 : 1);
+    char         text[40], least[32];
+    int          i, size = w >= 150 ? 2 : 1;
     for (i = 0; i < w; i++)
-        plot_box(p, x + i, y, 1, 10, map(from + (1 - from) * i / (w > 1 ? w - 1 : 1)));
-    snprintf(text, sizeof text, "%.2g", high);
-    snprintf(least, sizeof least, "%.2g", low);
+        plot_box(p, x + i, y, 1, 10, look->map(look->from + step * i));
+    snprintf(text, sizeof text, "%.2g", look->high);
+    snprintf(least, sizeof least, "%.2g", look->low);
     if (plot_width(text, size) + plot_width(least, size) + 6 > w)
-        snprintf(text, sizeof text, "to %.2g", high); /* on both sides, where there is no room */
+        snprintf(text, sizeof text, "to %.2g", look->high); /* on both sides: no room for two */
     else
         plot_text(p, x, y + 14, size, PLOT_SOFT, least);
     plot_right(p, x + w, y + 14, size, PLOT_SOFT, text);
-    if (from < 0 && w >= 80)
+    if (look->from < 0 && w >= 80)
         plot_centre(p, x + w / 2, y + 14, w, size, PLOT_SOFT, "0");
 }
 
 /* ---- numbers as images ----------------------------------------------------------------------- */
 
-/* How numbers of a picture become colours: v in low..high is from..1 of the map; with three
-   channels, each is its own shade. Elements whose `hide` is not 0 are hidden. */
-typedef struct plot_look { plot_map *map; double from, low, high; } plot_look;
-
-static plot_look plot_signed(double range) {
-    plot_look look;
-    look.map = plot_diverging, look.from = -1, look.low = -range, look.high = range;
-    return look;
-}
-
-static plot_look plot_shades(double low, double high) {
-    plot_look look;
-    look.map = plot_grey, look.from = 0, look.low = low, look.high = high;
-    return look;
-}
-
 static double plot_share(const plot_look *look, double v) {
     return (v - look->low) / (look->high > look->low ? look->high - look->low : 1);
 }
 
-/* One pixel of a picture in c x h x w numbers. */
+/* One pixel of a picture in c x h x w numbers; elements whose `hide` is not 0 are hidden. */
 static plot_colour plot_pixel(const plot_look *look, const float *v, const unsigned char *hide,
                               fo_shape s, int at) {
-    int k, level[3], hidden = 0, pixels = s.h * s.w;
-    for (k = 0; k < s.c && hide; k++)
-        hidden += hide[k * pixels + at] != 0;
-    if (hidden == s.c)
-        return PLOT_HIDDEN;
-    if (s.c != 3)
-        return look->map(look->from + (1 - look->from) * plot_share(look, (double)v[at]));
-    for (k = 0; k < 3; k++) {
-        plot_colour shade = plot_grey(plot_share(look, (double)v[k * pixels + at]));
-        level[k] = hide && hide[k * pixels + at] ? PLOT_HIDDEN.r : shade.r;
+    int    k, shown = 0, level[3] = {PLOT_HIDDEN.r, PLOT_HIDDEN.g, PLOT_HIDDEN.b};
+    double sum = 0;
+    for (k = 0; k < s.c; k++) {
+        const int i = k * s.h * s.w + at;
+        if (hide && hide[i])
+            continue;
+        sum += (double)v[i];
+        shown++;
+        if (k < 3)
+            level[k] = plot_grey(plot_share(look, (double)v[i])).r;
     }
-    return plot_rgb(level[0], level[1], level[2]);
+    if (shown == 0)
+        return PLOT_HIDDEN;
+    if (s.c == 3 && look->mix)
+        return plot_rgb(level[0], level[1], level[2]);
+    return look->map(look->from + (1 - look->from) * plot_share(look, sum / shown));
 }
 
 static void plot_tile(plot *p, int x, int y, int zoom, fo_shape s, const float *v,

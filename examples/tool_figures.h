@@ -135,7 +135,8 @@ static void figures_paint(figures *f) {
             high = t->x[i] > high ? t->x[i] : high;
         }
     }
-    f->paint = plot_shades((double)low, (double)high);
+    f->paint     = plot_shades((double)low, (double)high);
+    f->paint.mix = 1;
 }
 
 /* Model and samples: whatever does not fit is found before anything is written. */

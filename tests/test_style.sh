@@ -70,7 +70,7 @@ fi
 # the text
 long=$(awk 'length($0) > 100' flowood.h examples/*.[ch] examples/*.cpp bench/*.c | wc -l)
 is "lines longer than 100 columns" "$long" -eq 0
-open=$(grep -rnE 'TODO|FIXME|XXX|HACK' flowood.h examples bench Makefile | wc -l)
+open=$(grep -rnIE 'TODO|FIXME|XXX|HACK' flowood.h examples bench Makefile | wc -l)
 is "left open" "$open" -eq 0
 allocs=$(grep -nE '\b(malloc|calloc|realloc|free)\(' flowood.h | grep -vc '^[0-9]*: *\(free(ptr)\|return realloc\)')
 is "allocations past the funnel" "$allocs" -eq 0
