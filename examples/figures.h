@@ -276,8 +276,8 @@ static inline void figure_couplings(const figures *f, const char *path) {
                      f->shape.c == 3
                          ? "sees: what it conditions on. -t: its guess of the part it changes. "
                            "after: (state + t) e^s. all: means over the channels"
-                         : "sees: the part of the state it conditions on. -t: its guess of the part "
-                           "it changes. after: (state + t) e^s. grey: not its part");
+                         : "sees: the part of the state it conditions on. -t: its guess of the "
+                           "part it changes. after: (state + t) e^s. grey: not its part");
         for (i = 0; i < layers; i++) {
             const figure_layer *l = &f->set[0].trace.layer[i];
             int                 y = FIGURE_TOP + 38 + i * down + f->page.h * zoom / 2;
