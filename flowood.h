@@ -387,7 +387,8 @@ FO_API fo_result fo_archive_save(fo_context *fo, const char *path, const fo_arra
      fpr95_in  the other way round, as many papers have it: share of OOD samples that score at or
                below the lowest threshold which still keeps 95 % of the in-distribution samples
    auroc_low, auroc_high   the 95 % confidence interval of auroc by its variance over both sets of
-               samples (DeLong et al. 1988), normal, cut at 0 and 1
+               samples (DeLong et al. 1988), normal, cut at 0 and 1; of sets that do not overlap
+               it is one point, which says nothing of how well auroc is known
    Scores must be numbers (infinities order as usual, NaN is an error); n_in, n_ood > 0. */
 typedef struct fo_metrics {
     double auroc, aupr_in, aupr_out, fpr95, fpr95_in, auroc_low, auroc_high;
@@ -622,8 +623,9 @@ typedef enum fo_state { FO_CONDITION, FO_CHANGE, FO_PASS } fo_state;
      channel       condition on the first (phase even) or second half of the channels
      horizontal    condition on the top or bottom half; vertical: left or right
      cycle         condition on quadrant phase%4 (clockwise from top left), change the next one
-     halves, alternating, random   for vectors: by flat index; random:2k and random:2k+1 are the
-                   two sides of the k-th random partition
+     halves, alternating, random   for vectors, by flat index: condition on the first half or
+                   every second element from 0 on (phase even), or on the others; random:2k and
+                   random:2k+1 are the two sides of the k-th random partition
    or the name of a registered mask; or "map" with one fo_state for every element. */
 typedef struct fo_mask {
     const char          *kind;
@@ -746,16 +748,20 @@ FO_API fo_result      fo_set_params(fo_flow *flow, const fo_real *values, int64_
 FO_API fo_workspace *fo_workspace_create(fo_context *fo, fo_flow *flow, int batch);
 FO_API void          fo_workspace_free(fo_workspace *ws);
 
-/* Samples first .. first+count-1 of data. draw >= 0 numbers the noise of dequantize: a function of
-   (the model's seed, draw, element), so that a sample has one score, wherever and beside whatever
-   it lies. The model's seed is that of the context that the flow was made in; its files keep it.
-   FO_DRAW_MIDDLE takes u = 1/2, so that decode(encode(x)) gives back x. */
-#define FO_DRAW_MIDDLE (-1)
 /* Which batch-norm statistics scoring uses: running (the default) or those of each batch, which
    makes a sample's score depend on its batch. */
 FO_API fo_result fo_workspace_norm(fo_workspace *ws, fo_norm_mode mode);
 /* Replaces running statistics by those of the first `count` samples under the present weights. */
 FO_API fo_result fo_recalibrate(fo_flow *flow, const fo_data *data, int64_t count);
+
+/* Samples first .. first+count-1 of data. draw >= 0 numbers the noise of dequantize: a function of
+   (the model's seed, draw, element), so that a sample has one score, wherever and beside whatever
+   it lies. The model's seed is that of the context that the flow was made in; its files keep it.
+   FO_DRAW_MIDDLE takes u = 1/2, so that decode(encode(x)) gives back x.
+   Here and in all that scores or detects: one sample that is not finite fails the whole call, and
+   of its results only those of batches before it are there. Where bad samples are part of the day,
+   give them one by one: each fails for itself, and costs no allocation. */
+#define FO_DRAW_MIDDLE (-1)
 FO_API fo_result fo_log_prob(fo_workspace *ws, const fo_data *data, int64_t first, int64_t count,
                              int draw, double *log_prob);
 /* Where log_prob came from: terms[count][1+layers]: base density, then the logdet of each layer.
@@ -1057,7 +1063,8 @@ typedef struct fo_save_desc {
                               the size; training starts from it as from given weights */
     fo_dtype type;         /* of the weights if weights_only: FO_F16, FO_F32 or FO_F64; 0: as they
                               are. FO_F16 is half of FO_F32; scores of our presets move
-                              by 1e-4 bpd on average, by less than 1e-3 at worst */
+                              by 1e-4 bpd on average, by less than 1e-3 at worst, so the
+                              detector has to be calibrated again */
 } fo_save_desc;
 FO_API fo_result fo_save_as(fo_flow *flow, const char *path, const fo_save_desc *desc);
 /* The bytes of such a file, in a block of the flow's context; NULL for desc: everything. */
@@ -3909,7 +3916,8 @@ static fo_result fo__read_header(fo__array_file *f) {
                             ".npy, or cut short: use numpy.save", head[0], head[1], head[2]);
     for (k = 0; k < FO__MIN(r->rank, 4) && result == FO_OK; k++)
         if (r->dim[k] < 1 || (k && r->dim[k] > INT_MAX))
-            result = fo__reject(s, "dimension %d is %lld", k + 1, (long long)r->dim[k]);
+            result = fo__reject(s, "dimension %d is %lld: an array of nothing, or too large", k + 1,
+                                (long long)r->dim[k]);
     if (result != FO_OK)
         return result;
     if (r->rank < 1 || r->rank > 4)
@@ -4149,7 +4157,8 @@ fo_data *fo_data_select(const fo_data *data, const fo_data *labels, const int *c
     for (k = 0; k < n; k++)
         if (seen[k] == 0) {
             fo__fail(data->fo, FO_ERR_ARGUMENT, "fo_data_select: class %d does not occur among "
-                     "%lld labels", classes[k], (long long)labels->count);
+                     "%lld labels: ask for one that does", classes[k],
+                     (long long)labels->count);
             return NULL;
         }
     if (count == 0) {
@@ -8744,8 +8753,10 @@ static fo_result fo__mask_counts(fo_context *fo, const char *kind, const unsigne
     if (*condition == 0 || *change == 0)
         return fo__fail(fo, FO_ERR_ARGUMENT, "mask %s conditions on %d and changes %d of %lld "
                         "elements: both must be at least 1%s", kind, *condition, *change,
-                        (long long)n, shape.h * shape.w > 1 ? "" : "; for vectors there are "
-                        "halves, alternating and random, and the preset tabular");
+                        (long long)n, shape.h * shape.w > 1 ? "" :
+                        n == 1 ? "; single numbers (are they labels?) leave a coupling nothing to "
+                        "look at" : "; for vectors there are halves, alternating and random, and "
+                        "the preset tabular");
     return FO_OK;
 }
 
@@ -11650,11 +11661,12 @@ static fo_result fo__nan_at(fo_workspace *ws, int layer, int64_t r, int64_t i, d
     else
         snprintf(place, sizeof place, "channel %d, row %d, column %d", (int)(i / (s.h * s.w)),
                  (int)(i / s.w % s.h), (int)(i % s.w));
-    if (l == NULL || l->see.kind->front)
+    if (l == NULL)
+        snprintf(advice, sizeof advice, ": leave the sample out, or repair it");
+    else if (l->see.kind->front)
         snprintf(advice, sizeof advice, ": the data have %g there%s%s",
                  fo__value(data->type, data->rows, (size_t)(ws->sample[r] * ws->flow->size + i)),
-                 l && l->see.kind->advice ? "; " : "",
-                 l && l->see.kind->advice ? l->see.kind->advice : "");
+                 l->see.kind->advice ? "; " : "", l->see.kind->advice ? l->see.kind->advice : "");
     else
         fo__nan_advice(ws, r, r + 1, advice, sizeof advice);
     return fo__fail(ws->fo, FO_ERR_NUMERIC, "%ssample %lld: %s %s, %s%s", ws->name,
@@ -13649,19 +13661,28 @@ static int fo__score_flags(const fo__fitted *use, int n) {
     return flags;
 }
 
+/* Fails where a score needs pixels and the data have none. */
+static fo_result fo__score_pixels(fo_context *fo, const fo_score_kind *kind, const fo_data *data) {
+    if (data == NULL || !(kind->flags & FO_SCORE_PIXELS) || fo_data_dtype(data) == FO_U8)
+        return FO_OK;
+    return fo__fail(fo, FO_ERR_ARGUMENT, "the score %s needs uint8 pixels, not %s: give bytes, or "
+                    "take another score", kind->name, fo_dtype_name(fo_data_dtype(data)));
+}
+
 /* Runs a request whose samples the pass takes. */
 static fo_result fo__score_run(fo_workspace *ws, fo__request *q, fo__score_pass *pass) {
+    int i;
     pass->ws    = ws;
     pass->data  = q->data;
     pass->draw  = q->draw;
     pass->flags = fo__score_flags(pass->use, pass->n);
     q->take     = fo__score_take;
     q->arg      = pass;
+    for (i = 0; i < pass->n; i++)
+        if (fo__score_pixels(ws->fo, &pass->use[i].kind, q->data) != FO_OK)
+            return ws->fo->failed;
     if (fo__score_room_of(ws, pass->use, pass->n, pass->flags) != FO_OK)
         return ws->fo->failed;
-    if (q->data && (pass->flags & FO_SCORE_PIXELS) && fo_data_dtype(q->data) != FO_U8)
-        return fo__fail(ws->fo, FO_ERR_ARGUMENT, "complexity and orientation need uint8 pixels, "
-                        "not %s", fo_dtype_name(fo_data_dtype(q->data)));
     return fo__run(ws, q);
 }
 
@@ -13738,10 +13759,12 @@ static fo_result fo__detector_fits(fo_context *fo, const fo_flow *flow) {
 }
 
 /* The score of this name as the flow has it: fitted by its detector where it must be. */
-static fo_result fo__score_use(fo_workspace *ws, const char *name, fo__fitted *out) {
+static fo_result fo__score_use(fo_workspace *ws, const char *name, const fo_data *data,
+                               fo__fitted *out) {
     const struct fo__detector *d = ws->flow->detector;
     int                        i;
-    if (fo__score_find(ws->fo, ws->flow, name, out) != FO_OK || out->kind.fit == NULL)
+    if (fo__score_find(ws->fo, ws->flow, name, out) != FO_OK ||
+        fo__score_pixels(ws->fo, &out->kind, data) != FO_OK || out->kind.fit == NULL)
         return ws->fo->failed;
     for (i = 0; d && i < d->n_scores + d->n_also; i++)
         if (strcmp(d->fitted[i].kind.name, name) == 0)
@@ -13765,7 +13788,7 @@ static fo_result fo__score_names(fo_workspace *ws, fo__request *q, const char *c
     if (score == NULL && q->count > 0)
         return fo__fail(ws->fo, FO_ERR_ARGUMENT, "there is no place for the scores");
     for (s = 0; s < n; s++)
-        if (fo__score_use(ws, names[s], &use[s]) != FO_OK)
+        if (fo__score_use(ws, names[s], q->data, &use[s]) != FO_OK)
             return ws->fo->failed;
     memset(&sink, 0, sizeof sink);
     sink.pass.use = use, sink.pass.n = n, sink.pass.take = fo__take_value, sink.pass.arg = &sink;
@@ -14066,13 +14089,16 @@ fo_result fo_calibrate(fo_flow *flow, const fo_data *data, const fo_detector_des
     if (fo__flow_ready(flow->fo, flow) != FO_OK || fo__check_data(flow->fo, flow, data) != FO_OK ||
         (given.samples && fo__check_data(flow->fo, flow, given.samples) != FO_OK))
         return flow->fo->failed;
-    if (fo_data_count(data) < 2 || given.n_scores < 0 || given.n_also < 0 ||
+    if (fo_data_count(data) < 2)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_calibrate: %lld samples: 2 at least are "
+                        "needed, half of them to rank others; for a rate of false alarms alpha "
+                        "some 2/alpha", (long long)fo_data_count(data));
+    if (given.n_scores < 0 || given.n_also < 0 ||
         given.n_scores + given.n_also > FO_MAX_SCORES || (given.n_scores && !given.scores) ||
         (given.n_also && !given.also) || (unsigned)given.combine > FO_COMBINE_FISHER)
-        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_calibrate: %lld samples, %d scores and %d "
-                        "others: at least 2 samples, at most %d scores and a known combination "
-                        "are needed", (long long)fo_data_count(data), given.n_scores, given.n_also,
-                        FO_MAX_SCORES);
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_calibrate: %d scores and %d others, "
+                        "combination %d: at most %d scores and a known combination are needed",
+                        given.n_scores, given.n_also, (int)given.combine, FO_MAX_SCORES);
     memset(&c, 0, sizeof c);
     c.flow     = flow;
     c.data     = data;

@@ -93,6 +93,13 @@ static int cli_fail(const char *format, ...) {
     return status;
 }
 
+/* The exit status of a run that printed: a full disk behind standard output is a failure. */
+static int cli_end(int status) {
+    if (fflush(stdout) != 0 || ferror(stdout))
+        return cli_fail("standard output cannot be written");
+    return status;
+}
+
 /* ---- did you mean ---------------------------------------------------------------------------- */
 
 /* The candidate nearest to a word that is not known, if it is near enough to be a slip. */
@@ -348,16 +355,19 @@ static int cli_check_ending(const cli_option *option, const char *name, const ch
                                 ".pdf .gz .zip .safetensors .pt .pth .onnx .h5";
     const char *word = known, *own;
     size_t      n, m;
-    char        end[16];
+    char        end[16], list[64] = "";
     for (; option->given && (word = cli_word(word, " ", &n)) != NULL; word += n) {
         snprintf(end, sizeof end, "%.*s", (int)n, word);
         if (!cli_ends_with(option->text, end))
             continue;
-        for (own = endings; (own = cli_word(own, " ", &m)) != NULL; own += m)
+        for (own = endings; (own = cli_word(own, " ", &m)) != NULL; own += m) {
             if (m == n && strncmp(own, word, n) == 0)
                 return CLI_OK;
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%.*s", *list ? " or " : "",
+                     (int)m, own);
+        }
         return cli_usage("%s %s: %s cannot be written as %s: let the name end in %s", name,
-                         option->text, what, end, endings);
+                         option->text, what, end, list);
     }
     return CLI_OK;
 }

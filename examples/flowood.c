@@ -209,10 +209,14 @@ static int info(void *options_read) {
     if (flow) {
         fo_params(flow, &count);
         d = fo_flow_train_desc(flow);
-        printf("%s# %lld parameters in %d arrays, %.1f MB\n# trained for %lld steps of %d samples, "
-               "lr %g, ema %g, seed %llu\n", fo_flow_text(flow), (long long)count,
-               fo_param_count(flow), (double)count * sizeof(fo_real) / 1e6,
-               (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema, (unsigned long long)d.seed);
+        printf("%s# %lld parameters in %d arrays, %.1f MB\n", fo_flow_text(flow), (long long)count,
+               fo_param_count(flow), (double)count * sizeof(fo_real) / 1e6);
+        if (fo_flow_steps(flow) > 0)
+            printf("# trained for %lld steps of %d samples, lr %g, ema %g, seed %llu\n",
+                   (long long)fo_flow_steps(flow), d.batch, d.lr, d.ema,
+                   (unsigned long long)d.seed);
+        else
+            puts("# weights alone: how they were trained is not in this file");
         if (fo_flow_train_count(flow) > 0)
             printf("# %lld samples to train on, %lld to choose the step by\n",
                    (long long)fo_flow_train_count(flow), (long long)fo_flow_held_out_count(flow));
@@ -271,9 +275,9 @@ int main(int argc, char **argv) {
     int         status, k, h;
     for (h = 0; h < 3; h++)
         if (strcmp(word, help[h]) == 0)
-            return cli_help(&program, NULL);
+            return cli_end(cli_help(&program, NULL));
     if (strcmp(word, "--version") == 0)
-        return puts("flowood " FLOWOOD_VERSION_TEXT) < 0;
+        return cli_end(puts("flowood " FLOWOOD_VERSION_TEXT) < 0);
     if (argc < 2)
         return cli_usage("a command is needed");
     for (k = 0; k < program.n_commands && strcmp(word, commands[k].name) != 0; k++)
@@ -282,14 +286,12 @@ int main(int argc, char **argv) {
         return cli_unknown("command", &guess);
     for (h = 0; h < 2; h++)
         if (argc > 2 && strcmp(argv[2], help[h]) == 0)
-            return cli_help(&program, &commands[k]);
+            return cli_end(cli_help(&program, &commands[k]));
     memset(&o, 0, sizeof o);
     status = cli_parse(&program, word, argc - 2, argv + 2, &o);
     if (status == CLI_OK)
         status = cli_check_files(&program, &o, "--resume");
     if (status == CLI_OK)
         status = commands[k].run(&o);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        return cli_fail("standard output cannot be written");
-    return status;
+    return cli_end(status);
 }

@@ -362,7 +362,7 @@ static report_figure report_figure_at(int i) {
          "A grid of small pictures. Rows are coupling layers. For each sample the columns are the "
          "input, the part that the layer conditions on, s, its guess -t and the state after.",
          "A coupling looks at one part of the state and guesses the rest: -t is that guess, and s "
-         "says how surely it is made. Where s and -t look alike for clothes and for digits, the "
+         "says how surely it is made. Where s and -t repeat the pictures of both sets, the "
          "layer has learned how pixels hang together, not what is in the picture."},
         {"coadaptation.png", "Do the guesses repeat the input?",
          "For each sample one row: the input, then for each coupling what it sees in grey and its "
@@ -391,7 +391,7 @@ static report_figure report_figure_at(int i) {
         {"interpolation.png", "Between four images",
          "A seven by seven square of pictures with four test images at its corners.",
          "Latents are mixed along straight lines and decoded. Smooth changes of shape would mean "
-         "that the latents describe clothes; fading pixels mean that they describe pixels."},
+         "that the latents describe what is shown; fading pixels mean that they describe pixels."},
         {"most.png", "Most and least likely",
          "Eight most likely and eight least likely images of each set with their bits per "
          "dimension.",
@@ -528,8 +528,9 @@ static void report_detector(report *r, const double alpha_of[REPORT_ALPHAS]) {
         plot_add(t, " %s", fo_detector_score(f->flow, k));
     plot_add(t, ", fitted to %lld samples and ranked among %lld others. At each rate of false "
              "alarms alpha the table has the share of samples that are alarms: on the first row "
-             "these are false ones.</p>\n<div class=\"wide\"><table><thead><tr><th>set</th>",
-             (long long)info.fitted, (long long)info.ranked);
+             "these are false ones. Below alpha %.2g it has too few samples for any.</p>\n"
+             "<div class=\"wide\"><table><thead><tr><th>set</th>",
+             (long long)info.fitted, (long long)info.ranked, 1 / (double)(info.ranked + 1));
     for (a = 0; a < REPORT_ALPHAS; a++)
         plot_add(t, "<th>alpha %g</th>", alpha_of[a]);
     plot_add(t, "</tr></thead><tbody>\n");
@@ -551,9 +552,12 @@ static void report_model(report *r) {
     plot_string  *t    = &r->html;
     int64_t       n    = 0;
     fo_params(flow, &n);
-    plot_add(t, "<section><h2>The model</h2>\n<p>%lld parameters in %d arrays. Trained for %lld "
-             "steps of %d samples at learning rate %g.</p>\n<pre>", (long long)n,
-             fo_param_count(flow), (long long)fo_flow_steps(flow), d.batch, d.lr);
+    plot_add(t, "<section><h2>The model</h2>\n<p>%lld parameters in %d arrays.", (long long)n,
+             fo_param_count(flow));
+    if (fo_flow_steps(flow) > 0)
+        plot_add(t, " Trained for %lld steps of %d samples at learning rate %g.",
+                 (long long)fo_flow_steps(flow), d.batch, d.lr);
+    plot_add(t, "</p>\n<pre>");
     plot_escape(t, fo_flow_text(flow));
     plot_add(t, "</pre></section>\n");
 }

@@ -22,7 +22,7 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
       0, 0, "only samples of none of these classes; eval takes these for OOD")                     \
     X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
       "a ready flow; default mlp-cycle, for vectors tabular")                                      \
-    X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own, as text")              \
+    X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own")                       \
     X(resume, "--resume", INPUT, "train", "MODEL", 1, 0, 0,                                        \
       "train this model further; may be --out as well")                                            \
     X(out, "--out", OUTPUT, "train! score encode! detect sample! export!", "FILE", 1, 0, 0,        \
@@ -37,12 +37,12 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
       "how sure that must be for this very calibration; default: on average over calibrations")    \
     X(bh, "--bh", FLAG, "detect", "", 1, 0, 0,                                                     \
       "alarms of which a share of at most A is false (Benjamini and Hochberg)")                    \
-    X(seconds, "--seconds", NUMBER, "train check", "S", 1, 0, 1e9,                                 \
+    X(seconds, "--seconds", NUMBER, "train check", "S", 1, 1e-9, 1e9,                              \
       "stop after S seconds of this run; of check, where what does not fit is sampled, default 30")\
-    X(epochs, "--epochs", NUMBER, "train", "N", 1, 0, 1e9,                                         \
+    X(epochs, "--epochs", NUMBER, "train", "N", 1, 1e-9, 1e9,                                      \
       "passes over the data since training began, resumed or not; default 1 if neither seconds"    \
       " nor steps are given")                                                                      \
-    X(steps, "--steps", WHOLE, "train", "N", 1, 0, MANY, "steps since training began")             \
+    X(steps, "--steps", WHOLE, "train", "N", 1, 1, MANY, "steps since training began")             \
     X(batch, "--batch", WHOLE, "train", "N", 1, 1, BATCH_MAX, "samples a step")                    \
     X(lr, "--lr", NUMBER, "train", "X", 1, 1e-12, 10, "learning rate")                             \
     X(schedule, "--schedule", CHOICE, "train", "constant|cosine", 1, 0, 0,                         \
@@ -79,8 +79,8 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(in, "--in", INPUT, "eval! figures!", "FILE", 1, 0, 0, "samples like those of training")      \
     X(ood, "--ood", INPUT, "eval figures!", "FILE", CLI_MANY, 0, 0, "samples that are not")        \
     X(score, "--score", TEXT, "eval score calibrate", "SCORE", CLI_MANY, 0, 0,                     \
-      "default likelihood; of eval, all: every one that can be made; of calibrate, what the"       \
-      " verdict is made of: complexity for pixels")                                                \
+      "default likelihood; eval takes the word all for every one that can be made; of calibrate,"  \
+      " what the verdict is made of, default complexity for pixels, else likelihood")              \
     X(background, "--background", INPUT, "eval score", "MODEL", 1, 0, 0,                           \
       "the model that the score ratio compares with")                                              \
     X(json, "--json", FLAG, "eval", "", 1, 0, 0, "one JSON object a line")                         \
@@ -89,11 +89,12 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(recalibrate, "--recalibrate", INPUT, "eval score encode", "FILE", 1, 0, 0,                   \
       "measure them on this, at most 10000 samples, under the final weights")                      \
     X(f16, "--f16", FLAG, "export", "", 1, 0, 0,                                                   \
-      "weights of 16 bits: half the size again, log p moves by about 0.001 bits per dimension")    \
+      "weights of 16 bits: half the size again, log p moves by about 0.001 bits per dimension,"    \
+      " and the detector has to be calibrated again")                                              \
     X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
     X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
       "standard deviation of the latents; default 1")                                              \
-    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect figures", "N", 1, 0, MANY,\
+    X(limit, "--limit", WHOLE, "train eval score encode calibrate detect figures", "N", 1, 1, MANY,\
       "only the first N samples of each file, of the classes that are asked for; of --eval-in and" \
       " --eval-ood, default 2000; of figures, 1000")                                               \
     X(seed, "--seed", WHOLE, "train sample", "N", 1, 0, MANY, "of all random numbers; default 0")  \
@@ -118,7 +119,7 @@ static const char notes[] =
     "FILE   IDX (as MNIST is published) or .npy (uint8, float16, float32, float64),\n"
     "       plain or gzip\n"
     "MODEL  a safetensors file that holds the whole flow: train writes it\n"
-    "SPEC   a flow as text, one layer a line: flowood info prints one\n"
+    "SPEC   a text file with a flow, one layer a line: flowood info prints one\n"
     "PRESET a name of flowood presets; NAME:L takes L for its bottleneck of 10, as\n"
     "       in mlp-cycle:2\n"
     "SCORE  likelihood (-log p), latent (of the base density alone), complexity\n"
@@ -243,6 +244,19 @@ static void default_score(options *o) {
         o->score.list[o->score.given++] = o->score.text = "likelihood";
 }
 
+/* Where no name comes near, all of them are said. */
+static int unknown_score(const cli_guess *guess) {
+    fo_score_kind kind;
+    char          known[512] = "";
+    int           k;
+    if (guess->best)
+        return cli_unknown("score", guess);
+    for (k = 0; (kind = fo_score_at(NULL, k)).name; k++)
+        snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", k ? ", " : "",
+                 kind.name);
+    return cli_usage("unknown score %s: known are %s", guess->word, known);
+}
+
 /* Names of scores that the library does not know are wrong usage; "all", where a command takes it,
    stands alone. */
 static int check_scores(options *o, int all) {
@@ -258,7 +272,7 @@ static int check_scores(options *o, int all) {
         for (k = 0; (kind = fo_score_at(NULL, k)).name && strcmp(kind.name, guess.word) != 0; k++)
             cli_consider(&guess, kind.name);
         if (kind.name == NULL)
-            return cli_unknown("score", &guess);
+            return unknown_score(&guess);
         for (k = 0; k < i; k++)
             if (strcmp(o->score.list[k], guess.word) == 0)
                 return cli_usage("--score %s is given twice", guess.word);

@@ -10,8 +10,8 @@
 /* So many training samples are enough for the trivial rivals. */
 #define RIVALS 5000
 
-/* Fits the detector; `score` is what its verdict is made of, none: the library's choice. The trivial
-   rivals look at `samples`, those of training, or (NULL) at half of the data. */
+/* Fits the detector; `score` is what its verdict is made of, none: the library's choice. The
+   trivial rivals look at `samples`, those of training, or (NULL) at half of the data. */
 static fo_result fit_detector(fo_flow *flow, const fo_data *data, const fo_data *samples,
                               const cli_option *score) {
     static const char *const others[BESIDE] = {"typicality", "complexity", "density-of-states",

@@ -60,6 +60,7 @@ static void print_metrics(const evaluation *e, const char *score, const fo_metri
     char          name[64];
     const char   *chosen   = part_name(e->o, CHOSEN, name, sizeof name); /* ", class 3" */
     const int     detector = strcmp(score, "detector") == 0;
+    const int64_t ranked   = fo_flow_detector(e->flow).ranked;
     if (detector) {
         alarm_rates(ood, power);
         alarm_rates(in, false_alarms);
@@ -88,6 +89,9 @@ static void print_metrics(const evaluation *e, const char *score, const fo_metri
             printf("  alarms at alpha 0.01, 0.05, 0.1: %.2f %.2f %.2f %% of OOD, false ones %.2f "
                    "%.2f %.2f %%\n", 100 * power[0], 100 * power[1], 100 * power[2],
                    100 * false_alarms[0], 100 * false_alarms[1], 100 * false_alarms[2]);
+        if (detector && alpha[0] * (double)(ranked + 1) < 1)
+            printf("  no alarm is possible at an alpha below %.2g: it ranks among %lld samples "
+                   "only; calibrate with more\n", 1 / (double)(ranked + 1), (long long)ranked);
     }
     fflush(stdout);
 }
@@ -103,6 +107,18 @@ static void detect_set(evaluation *e, const fo_data *data, scored *set) {
     }
     set->statistic = set->p + set->n;
     fo_detect(e->ws, data, 0, set->n, set->p, set->statistic, NULL);
+}
+
+/* A slip that no other message would name. */
+static void doubt_in(const evaluation *e) {
+    double rate[ALPHAS];
+    if (fo_failed(e->fo) || !e->decides)
+        return;
+    alarm_rates(&e->in, rate);
+    if (rate[ALPHAS - 1] > 0.5)
+        fprintf(stderr, "flowood: at alpha %s, %.0f %% of %s are alarms, though --in names samples "
+                "like those of training: are --in and --ood swapped?\n", alpha_text[ALPHAS - 1],
+                100 * rate[ALPHAS - 1], e->o->in.text);
 }
 
 /* A row for every score, and the detector's. */
@@ -202,6 +218,7 @@ static int eval(void *options_read) {
     }
     score_set(e.fo, e.ws, e.flow, in, &o->score, &e.in);
     detect_set(&e, in, &e.in);
+    doubt_in(&e);
     if (!o->json.given && !fo_failed(e.fo))
         printf("%lld samples of %s%s; OOD is positive; batch norm, if any: %s statistics\n"
                "score              auroc 95 %% interval  aupr_in aupr_out   fpr95 fpr95_in   "

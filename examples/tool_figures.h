@@ -227,10 +227,10 @@ static int figures_run_all(figures_run *run) {
         if (run->r.log)
             report_log_read(run->f.fo, o->curve.text, run->r.log);
     }
-    if (!fo_failed(run->f.fo))
-        figures_measure(run);
-    if (!fo_failed(run->f.fo))
+    if (!fo_failed(run->f.fo)) /* before the long work: nothing of that is done in vain */
         status = figures_folder(o->folder.text);
+    if (!fo_failed(run->f.fo) && status == CLI_OK)
+        figures_measure(run);
     if (fo_failed(run->f.fo) || status != CLI_OK)
         return status;
     figures_inside(run);

@@ -133,7 +133,7 @@ static char *read_text(fo_context *fo, const char *path) {
     char  *text = (char *)calloc(1, SIZE);
     size_t n    = file && text ? fread(text, 1, SIZE, file) : 0;
     if (file == NULL)
-        fo_fail(fo, FO_ERR_FILE, "%s: cannot be opened", path);
+        fo_fail(fo, FO_ERR_FILE, "%s: cannot be opened: --spec names a file with the text", path);
     else if (n == 0)
         fo_fail(fo, FO_ERR_FILE, "%s: is empty or cannot be read", path);
     else if (n == SIZE || strlen(text) != n)
@@ -340,16 +340,17 @@ static void decide(run *r) {
 static void end_train(run *r) {
     const char *out     = r->o->out.text;
     int64_t     steps   = fo_flow_steps(r->flow);
-    int         nothing = r->reached == r->before;
+    int         nothing = r->reached == r->before, good = 1;
     if (r->log) {
-        int good = !ferror(r->log);
-        good     = fclose(r->log) == 0 && good;
-        if (!good)
-            fo_fail(r->fo, FO_ERR_FILE, "%s: could not be written", r->o->log.text);
+        good = !ferror(r->log);
+        good = fclose(r->log) == 0 && good;
     }
     if (fo_flow_steps(r->flow) > 0 && !fo_failed(r->fo))
         fo_save(r->flow, out);
     decide(r);
+    if (!good) /* said last: the model is saved all the same */
+        fo_fail(r->fo, FO_ERR_FILE, "--log %s: could not be written: check the free space",
+                r->o->log.text);
     if (fo_failed(r->fo))
         return;
     printf("%s %lld steps to %s", interrupted ? "stopped after" : "trained",
@@ -361,6 +362,8 @@ static void end_train(run *r) {
     putchar('\n');
     if (fo_flow_detector(r->flow).ranked)
         print_detector(r->flow);
+    else if (steps > 0)
+        puts("it has no detector: calibrate fits one, to samples that it was never trained on");
 }
 
 static int train(void *options_read) {

@@ -51,6 +51,19 @@ works "detect, json" "$tool" detect --model decides.st --data $ood --alpha 0.1 -
 grep -q '^{"index": 49, "p_value": [0-9.e-]*, "ood": [01], "complexity": ' v.jsonl && ok || bad "verdicts as json"
 works "detect, npy" "$tool" detect --model decides.st --data $ood --alpha 0.1 --confidence 0.9 --out v.npy
 works "a fitted score" "$tool" score decides.st --data $in --score typicality --score pca --limit 3
+# --in and --ood swapped; a detector of two samples, which cannot keep any promise below a half
+works "swapped" "$tool" eval decides.st --in $ood --ood $in
+grep -q "100 % of $ood are alarms.*swapped" err && ok || bad "swapped sets go unnoticed: $(cat err)"
+works "not swapped" "$tool" eval decides.st --in $in --ood $ood
+[ ! -s err ] && ok || bad "doubts: $(cat err)"
+cp decides.st few.st
+works "calibrate with 4" "$tool" calibrate few.st --data $in --limit 4
+works "few" "$tool" eval few.st --in $in --ood $ood
+grep -q "no alarm is possible at an alpha below 0.33: it ranks among 2 samples only" log && ok || bad "few: $(cat log)"
+refuses 1 "1 samples: 2 at least" "$tool" calibrate few.st --data $in --limit 1
+works "weights alone" "$tool" export few.st --out alone.st
+"$tool" info alone.st > log
+grep -q "^# weights alone" log && ! grep -q "trained for" log && ok || bad "an export says $(cat log)"
 refuses 1 "needs 999 calibration samples, there are 60" "$tool" detect --model decides.st --data $ood --alpha 0.001
 refuses 2 "two promises" "$tool" detect --model decides.st --data $ood --alpha 0.1 --bh --confidence 0.9
 refuses 2 "--alpha" "$tool" detect --model decides.st --data $ood --alpha 1.5
@@ -226,13 +239,16 @@ refuses 2 "whole number" "$tool" train --data $train --preset mlp-cycle:2x --out
 refuses 2 "no bottleneck" "$tool" train --data $train --preset realnvp-tiny:4 --out o
 refuses 2 "did you mean mlp-cycle?" "$tool" train --data $train --preset mlp-cycel --out o
 refuses 2 "did you mean likelihood?" "$tool" eval --model whole.st --in $in --ood $ood --score liklihood
-refuses 2 "unknown score nope" "$tool" score --model whole.st --data $in --score nope
+refuses 2 "unknown score nope: known are likelihood, latent," "$tool" score --model whole.st --data $in --score nope
+refuses 2 "--steps 0" "$tool" train --data $train --steps 0 --out o
+refuses 2 "--limit 0" "$tool" score whole.st --data $in --limit 0
+refuses 1 "names a file" "$tool" train --data $train --spec "input 1x28x28" --out o
 for out in o.csv o.json o.png o.npy o.PT; do
     refuses 2 "end in .safetensors" "$tool" train --data $train --steps 1 --out $out
 done
-refuses 2 "end in .npy .csv" "$tool" score --model whole.st --data $in --out o.json
+refuses 2 "end in .npy or .csv" "$tool" score --model whole.st --data $in --out o.json
 refuses 2 "end in .npy" "$tool" encode --model whole.st --data $in --out o.csv
-refuses 2 "end in .png .npy" "$tool" sample --model whole.st --n 1 --out o.safetensors
+refuses 2 "end in .png or .npy" "$tool" sample --model whole.st --n 1 --out o.safetensors
 
 # bad files
 refuses 1 "missing-file" "$tool" train --data missing-file --out o
@@ -291,10 +307,16 @@ mkdir full
 if mount -t tmpfs -o size=64k tmpfs full 2>/dev/null; then
     refuses 1 "full/m.st" "$tool" train --data $train --steps 1 --batch 8 --out full/m.st
     [ -z "$(ls -A full)" ] && ok || bad "a failed save leaves $(ls full)"
+    head -c 100000 /dev/zero > full/fill 2> /dev/null
+    rm -f kept.st
+    refuses 1 "--log full/l.csv: could not" "$tool" train --data $train --spec tiny --steps 1 --batch 8 --holdout 0 --log full/l.csv --out kept.st
+    works "the model of a run whose log was lost" "$tool" info kept.st
     umount full
 else
     skipped=$((skipped + 1))
 fi
-"$tool" presets > /dev/full 2> err && bad "a full standard output goes unnoticed" || ok
+for what in presets --help "train --help" --version; do
+    "$tool" $what > /dev/full 2> err && bad "a full standard output goes unnoticed: $what" || ok
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

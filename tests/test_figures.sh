@@ -140,6 +140,7 @@ refuses 1 "missing.npy" "$tool" figures cycle.st --in $in --ood missing.npy --ou
 refuses 1 "missing.st" "$tool" figures missing.st --in $in --ood $ood --out one
 refuses 1 "no log of train" "$tool" figures cycle.st --in $in --ood $ood --limit 5 --log $in --out one
 refuses 1 "name a folder" "$tool" figures cycle.st --in $in --ood $ood --limit 5 --out cycle.st
+grep -q "left out" err && bad "the folder is looked at behind the long work" || ok
 refuses 1 "name a folder" "$tool" figures cycle.st --in $in --ood $ood --limit 5 --out none/here
 refuses 2 "figures needs --ood" "$tool" figures cycle.st --in $in --out one
 refuses 2 "figures needs --out" "$tool" figures cycle.st --in $in --ood $ood

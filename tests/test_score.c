@@ -304,6 +304,10 @@ static void test_rows(void) {
     narrow[16 + 5] = (float)NAN;
     CHECK(fo_log_prob_rows(ws, narrow, FO_F32, 8, 0, got) != FO_OK);
     CHECK(strstr(fo_error(fo), "sample 1: nan") != NULL);
+    CHECK(strstr(fo_error(fo), "leave the sample out") != NULL);
+    fo_clear_error(fo); /* what cannot be made of these data, before what is only not fitted yet */
+    REFUSED(fo_score_rows(ws, narrow, FO_F32, 1, "complexity", got), "complexity needs uint8");
+    REFUSED(fo_score_rows(ws, s.pixel, FO_U8, 1, "complexity", got), "fo_calibrate");
     fo_close(fo);
 }
 

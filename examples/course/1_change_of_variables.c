@@ -2,8 +2,8 @@
 
    A flow turns samples x into z that look like noise, z = f(x) ~ N(0,1). The density of x is then
        p(x) = N(f(x)) |f'(x)|
-   The second factor is the one idea here: where f stretches the line, samples lie thinner than
-   they look in z. Forget it and p is no density: it does not add up to 1.
+   The second factor is the one idea here: where f stretches the line, samples lie closer together
+   in x than in z. Forget it and p is no density: it does not add up to 1.
    Build: cc -O2 -I. examples/course/1_change_of_variables.c -lm */
 #define FLOWOOD_IMPLEMENTATION
 #include "flowood.h"
@@ -46,14 +46,14 @@ int main(void) {
         f.std += (log_x[i] - f.mean) * (log_x[i] - f.mean) / N;
     f.std = sqrt(f.std);
 
-    printf("share of samples (#) and p(x) (o)\n");
+    printf("density of the samples (#) and p(x) (o)\n");
     for (int cell = 0; cell < CELLS; cell++) {
-        double width = 0.25, from = cell * width, share = 0;
+        double width = 0.25, from = cell * width, density = 0;
         char   bar[65];
         for (int i = 0; i < N; i++)
-            share += (x[i] >= from && x[i] < from + width) / (N * width);
+            density += (x[i] >= from && x[i] < from + width) / (N * width);
         for (int c = 0; c < 64; c++)
-            bar[c] = c < (int)(100 * share) ? '#' : ' ';
+            bar[c] = c < (int)(100 * density) ? '#' : ' ';
         bar[(int)fmin(63, 100 * exp(log_p(f, from + width / 2, 1)))] = 'o';
         bar[64] = 0;
         printf("%5.2f %s\n", from, bar);

@@ -59,7 +59,8 @@ int main(void) {
             printf("step %3d: -log p %.3f nats\n", (int)step, (double)loss->data[0] + 1.8379);
     }
 
-    /* Is the gradient right? A step of h along it, both ways, changes the loss by its length. */
+    /* Is the gradient right? A step of h along it raises the loss by h times its length, a step
+       back lowers it by as much: the slope is the length. */
     double length = 0, slope = 0, h = 0.05;
     draw(x->data, 0);
     fo_forward(tape);
