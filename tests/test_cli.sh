@@ -141,9 +141,10 @@ works "check without time" "$tool" check --model whole.st --threads 1 --seconds 
 grep -q "^jacobian  *- .*no time, take more --seconds$" log && grep -q "^ok after" log && ok || bad "no time: $(cat log)"
 works "info, no option" "$tool" info whole.st
 works export "$tool" export whole.st --out weights.st
-works "export of 16 bits" "$tool" export whole.st --f16 --out half-weights.st
+works "export without a detector" "$tool" export w0.st --out bare.st # which has samples of its own
+works "export of 16 bits" "$tool" export w0.st --f16 --out half-bare.st
 is_smaller() { [ $(($(wc -c < $1) * $2)) -lt "$(wc -c < $3)" ] && ok || bad "$1 is not a ${2}th of $3"; }
-is_smaller weights.st 2 whole.st; is_smaller half-weights.st 4 whole.st
+is_smaller bare.st 2 w0.st; is_smaller half-bare.st 4 w0.st
 works "exported scores" "$tool" score --model weights.st --data $in --out c.npy
 cmp -s a.npy c.npy && ok || bad "an exported model scores differently"
 refuses 2 "is also --model" "$tool" export weights.st --out weights.st
