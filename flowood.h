@@ -325,7 +325,8 @@ FO_API const char *fo_dtype_name(fo_dtype type); /* as in safetensors: "U8", "F1
    N x H x W and N x C x H x W are images, N x D feature vectors, N scalars. float16 becomes
    float32. Values must be finite. */
 FO_API fo_data *fo_load(fo_context *fo, const char *path);
-/* Samples from memory, not copied: rows must stay in place as long as the fo_data. */
+/* Samples from memory, FO_U8, FO_F32 or FO_F64, not copied: rows must stay in place as long as the
+   fo_data. Nothing looks at their values here: where they are used they must be finite. */
 FO_API fo_data *fo_data_view(fo_context *fo, const void *rows, fo_dtype type, int64_t count,
                              fo_shape shape);
 /* `count` samples of data from `first` on, not copied: the rows are those of data. */
@@ -2008,7 +2009,7 @@ static void fo__pace_end(fo_context *fo, fo__pace *p, double now, double work) {
               others are tested against, and all there is in double precision
    ============================================================================================= */
 #ifndef FLOWOOD_SELF
-#define FLOWOOD_SELF "flowood.h" /* the name by which this file can include itself */
+#define FLOWOOD_SELF "flowood.h" /* this file, for itself: renamed it? Then define FLOWOOD_SELF */
 #endif
 
 #if FO__VECTORS
@@ -4053,9 +4054,9 @@ static fo_result fo__view(fo_context *fo, const char *call, const void *rows, fo
     int64_t columns = fo_shape_count(shape);
     if (rows == NULL || (type != FO_U8 && type != FO_F32 && type != FO_F64) || count < 1 ||
         columns < 1 || count > INT64_MAX / 8 / columns)
-        return fo__fail(fo, FO_ERR_ARGUMENT, "%s: %lld samples of %dx%dx%d %s%s: needed are rows "
-                        "of U8, F32 or F64", call, (long long)count, shape.c, shape.h, shape.w,
-                        fo_dtype_name(type), rows ? "" : " at NULL");
+        return fo__fail(fo, FO_ERR_ARGUMENT, "%s: %lld samples of %dx%dx%d %s%s: needed are rows, "
+                        "1 at least, of U8, F32 or F64", call, (long long)count, shape.c, shape.h,
+                        shape.w, fo_dtype_name(type), rows ? "" : " at NULL");
     out->fo    = fo;
     out->type  = type;
     out->shape = shape;

@@ -265,7 +265,7 @@ static void gallery_grid(fo_context *fo, fo_workspace *ws, plot *p, const galler
 /* Density, samples and grid of a flow on two numbers a sample. */
 static inline fo_result gallery_plane_png(fo_context *fo, fo_workspace *ws, const fo_data *data,
                                    const char *path) {
-    static const char *const names[3] = {"log p", "data and samples", "the grid of z, decoded"};
+    static const char *const names[3] = {"log p", "data (grey), samples", "the grid of z, decoded"};
     gallery_plane g = gallery_window(data);
     plot          p;
     int           k;

@@ -400,8 +400,8 @@ static report_figure report_figure_at(int i) {
         {"plane.png", "The plane",
          "Three squares: the density, data with samples over them, and the grid of the latents as "
          "decode bends it.",
-         "The flow bends the plane until a round bell becomes the data. Where grid lines crowd "
-         "together the density is high."}};
+         "The flow bends the plane until a round bell becomes the data. Where grid lines of one "
+         "colour, equally far from the middle of the bell, crowd together the density is high."}};
     const report_figure none = {NULL, NULL, NULL, NULL};
     return i < (int)(sizeof list / sizeof list[0]) ? list[i] : none;
 }

@@ -145,7 +145,7 @@ static const char *lacks(const options *o, const fo_flow *flow, const fo_data *d
     if ((kind->flags & FO_SCORE_PIXELS) && fo_data_dtype(data) != FO_U8)
         return "uint8 data";
     if ((kind->flags & FO_SCORE_BACKGROUND) && !o->background.given)
-        return "--background";
+        return "eval --background";
     for (k = 0; !fitted && (name = fo_detector_score(flow, k)) != NULL; k++)
         fitted = strcmp(name, kind->name) == 0;
     return fitted ? NULL : "calibrate --score";

@@ -87,7 +87,7 @@ works "eval table" "$tool" eval --model whole.st --in $in --ood $ood
 works "eval, all scores" "$tool" eval --model whole.st --in $in --ood $ood --score all
 [ "$(grep -cE '^(likelihood|latent|volume|typicality|complexity|density-of-states|layers|normality|neighbour|pca|detector) ' log)" = 11 ] && ok ||
     bad "11 rows expected: $(cat log)"
-[ "$(wc -l < err)" = 1 ] && grep "^flowood: left out: " err | grep "gradient (needs calibrate --score)" | grep -q "ratio (needs --background)" &&
+[ "$(wc -l < err)" = 1 ] && grep "^flowood: left out: " err | grep "gradient (needs calibrate --score)" | grep -q "ratio (needs eval --background)" &&
     ok || bad "left out: $(cat err)"
 works "eval, all scores without a detector" "$tool" eval --model w0.st --in $in --ood $ood --score all --background whole.st --json
 [ "$(cut -d '"' -f 4 log | tr '\n' ' ')" = "likelihood latent volume ratio " ] && ok || bad "four scores expected: $(cat log)"
