@@ -7515,7 +7515,7 @@ static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
         s->mean    = (double)x->data[i * n] + d;
         s->inverse = 1 / sqrt((v == v ? v : s->sum[1]) + FO__NORM_EPS);
         s->unbiased = v * count / FO__MAX(count - 1, 1);
-        if (how->recompute || out->tape->recomputing)
+        if (how->recompute)
             continue; /* the statistics have seen this batch already */
         if (how->mode == FO_NORM_TRAIN && !how->defer)
             fo__norm_update(out, i);
@@ -7529,11 +7529,10 @@ static void fo__norm_measure(const fo_tensor *out, int64_t begin, int64_t end) {
     }
 }
 
-static void fo__norm_forward(void *arg, int64_t begin, int64_t end) {
-    const fo_tensor     *out  = (const fo_tensor *)arg, *x = out->in[0];
+/* What forward does to channels [begin,end). */
+static void fo__norm_lines(const fo_tensor *out, int64_t begin, int64_t end) {
     const fo__norm_args *args = fo__norm_args_of(out);
-    const int64_t        c = x->dim[1], n = fo__row(x) / c;
-    int64_t              i, b;
+    int64_t              i;
     if (args->how->mode != FO_NORM_RUNNING)
         fo__norm_measure(out, begin, end);
     for (i = begin; i < end; i++) {
@@ -7548,6 +7547,15 @@ static void fo__norm_forward(void *arg, int64_t begin, int64_t end) {
                                   (s->mean - (double)s->line.mean) * (double)s->line.gain);
         s->line.floor = args->relu ? 0 : -(fo_real)HUGE_VAL;
     }
+}
+
+static void fo__norm_forward(void *arg, int64_t begin, int64_t end) {
+    const fo_tensor     *out  = (const fo_tensor *)arg, *x = out->in[0];
+    const fo__norm_args *args = fo__norm_args_of(out);
+    const int64_t        c = x->dim[1], n = fo__row(x) / c;
+    int64_t              i, b;
+    if (!out->tape->recomputing) /* else they are there */
+        fo__norm_lines(out, begin, end);
     for (b = 0; b < x->dim[0]; b++)
         for (i = begin; i < end; i++)
             FO__K(out)->norm(n, &args->channel[i].line, x->data + (b * c + i) * n,
