@@ -1931,9 +1931,10 @@ static int64_t fo__grain(double nanoseconds_per_item) {
 
 /* The pace of work that repeats (steps of training, batches of scoring): which number of threads is
    the fastest now? Work starts on one thread; the pace tries twice as many or half as many for two
-   units, moves where that is faster, and waits a hundred times as long as the trial took before the
-   next, so that trials cost about 1 %. Two units in a row that take more than twice as long as
-   those before call for a trial at once: the machine has become busy. */
+   units and moves where that is faster. Until the next trial it waits a hundred times as long as
+   this one lost, so that trials cost about 1 %, and ten times as long as it took: a trial that a
+   moment of other work spoilt does not count for long. Two units in a row that take more than twice
+   as long as those before call for a trial at once: the machine has become busy. */
 typedef struct fo__pace {
     int    level, trial;     /* threads >> level; the level on trial */
     int    units, up;        /* of the trial, or of the start; the direction of the last trial */
@@ -1967,7 +1968,7 @@ static void fo__pace_begin(fo_context *fo, fo__pace *p, double now) {
 
 /* `work` pieces of work are done. */
 static void fo__pace_end(fo_context *fo, fo__pace *p, double now, double work) {
-    const double cost = (now - p->unit_begin) / FO__MAX(work, 1);
+    const double cost = (now - p->unit_begin) / FO__MAX(work, 1), took = now - p->trial_begin;
     fo->team = fo->desc.threads;
     p->units++;
     if (p->on_trial) {
@@ -1975,7 +1976,7 @@ static void fo__pace_end(fo_context *fo, fo__pace *p, double now, double work) {
         if (p->units < 2)
             return;
         p->on_trial = 0;
-        p->next     = now + 100 * (now - p->trial_begin);
+        p->next     = now + took * FO__MAX(10, 100 * (1 - p->cost / p->trial_cost));
         if (p->trial_cost < 0.9 * p->cost) {
             p->level = p->trial;
             p->cost  = p->trial_cost;
