@@ -62,7 +62,8 @@
    >>build         macros; those marked * must be the same in every file that includes this one
 
      FLOWOOD_IMPLEMENTATION  compile the implementation here
-     FLOWOOD_STATIC *        make every function static: the implementation is private to a file
+     FLOWOOD_STATIC *        make every function static: the implementation is private to a file,
+                             and every file that calls it defines FLOWOOD_IMPLEMENTATION
      FLOWOOD_DOUBLE *        fo_real is double; plain kernels. For verification: gradients to 1e-7
      FLOWOOD_NO_SIMD         plain C kernels only
      FLOWOOD_NO_OPENMP       one thread, even if the compiler has OpenMP
