@@ -1061,8 +1061,9 @@ FO_API fo_flow  *fo_load_flow(fo_context *fo, const char *path);
 /* Zero: everything, as fo_save does. */
 typedef struct fo_save_desc {
     int      weights_only; /* 1: what scoring uses, to the same bits, and nothing else: the moving
-                              average as the weights where there is one. A third or a quarter of
-                              the size; training starts from it as from given weights */
+                              average as the weights where there is one; no samples for scores
+                              beside the verdict (neighbour, pca). A third or a quarter of the
+                              size; training starts from it as from given weights */
     fo_dtype type;         /* of the weights if weights_only: FO_F16, FO_F32 or FO_F64; 0: as they
                               are. FO_F16 is half of FO_F32; scores of our presets move
                               by 1e-4 bpd on average, by less than 1e-3 at worst, so the
@@ -5572,91 +5573,157 @@ static double fo__log_flatness(const fo_real *x, int h, int w, double *work) {
 /* ---- all directions of a symmetric matrix ------------------------------------------------------
 
    Householder (1958) makes the matrix tridiagonal, A = Q T Q^T; implicit QL steps with Wilkinson's
-   shift make T diagonal by rotations, which turn Q into the eigenvectors. About 9 n^3
-   multiply-adds; every inner loop runs along a row. */
+   shift make T diagonal by rotations, which turn Q into the eigenvectors. About 6 n^3
+   multiply-adds. A thousand dimensions do not fit into the cache, so what takes the time are
+   passes over the matrix: a reflection is applied in the pass that prepares the next one, and
+   rotations are collected and applied to a few columns at a time. Threads share the columns, each
+   of which sees the same operations in the same order. */
+typedef struct fo__eigenwork {
+    fo_context   *fo;
+    double       *a; /* [n][n] */
+    int64_t       n, from;
+    const double *v, *old_v, *old_w; /* this reflection, and the one before (or NULL) */
+    double       *w;
+    double        beta;
+    double       *turn; /* [rotations][3]: row, cosine, sine */
+    int64_t       rotations;
+} fo__eigenwork;
+#define FO__EIGEN_COLUMNS ((int64_t)32)
+#define FO__EIGEN_WORK 16 /* rows of n numbers that fo__eigen needs beside the matrix */
+#define FO__EIGEN_TURNS 4 /* n rotations are collected */
 
-/* A := H A H with H = I - beta v v^T, for the square of A behind row and column `from`. */
-static void fo__reflect(double *a, int64_t n, int64_t from, double beta, const double *v,
-                        double *w) {
-    double  dot = 0;
-    int64_t i, j;
-    memset(w + from, 0, (size_t)(n - from) * sizeof *w);
-    for (i = from; i < n; i++)
-        for (j = from; j < n; j++)
-            w[j] += v[i] * a[i * n + j];
-    for (i = from; i < n; i++)
-        dot += v[i] * w[i];
-    for (i = from; i < n; i++)
-        w[i] = beta * (w[i] - beta / 2 * dot * v[i]);
-    for (i = from; i < n; i++)
-        for (j = from; j < n; j++)
-            a[i * n + j] -= v[i] * w[j] + w[i] * v[j];
+/* For the square behind `from`: A -= old_v old_w^T + old_w old_v^T, then w := A v. */
+static void fo__reflect(void *arg, int64_t begin, int64_t end) {
+    const fo__eigenwork *e = (const fo__eigenwork *)arg;
+    const int64_t        first = e->from + begin, last = e->from + end;
+    const double        *old_v = e->old_v, *old_w = e->old_w;
+    double              *w = e->w;
+    int64_t              i, j;
+    memset(w + first, 0, (size_t)(last - first) * sizeof *w);
+    for (i = e->from; i < e->n; i++) {
+        double      *row = e->a + i * e->n;
+        const double v = e->v[i], by_w = old_v ? old_v[i] : 0, by_v = old_v ? old_w[i] : 0;
+        for (j = first; j < last && old_v; j++)
+            row[j] -= by_w * old_w[j] + by_v * old_v[j];
+        for (j = first; j < last; j++)
+            w[j] += v * row[j];
+    }
 }
 
-/* diagonal[n] and off[n] (entry k stands between k and k+1) of T; a becomes Q^T. */
-static void fo__tridiagonal(double *a, int64_t n, double *diagonal, double *off, double *beta) {
-    double *w = diagonal; /* until the diagonal is there */
-    int64_t i, j, k;
-    for (k = 0; k + 2 < n; k++) { /* row k, right of the diagonal, becomes (off[k], 0, 0 ...) */
-        double *v = a + k * n, length = 0, rest = 0;
-        for (i = k + 2; i < n; i++)
-            rest += v[i] * v[i];
-        length  = sqrt(v[k + 1] * v[k + 1] + rest);
-        off[k]  = rest > 0 ? (v[k + 1] > 0 ? -length : length) : v[k + 1];
-        v[k + 1] -= off[k];
-        beta[k] = rest > 0 ? 2 / (v[k + 1] * v[k + 1] + rest) : 0;
-        if (beta[k] > 0)
-            fo__reflect(a, n, k + 1, beta[k], v, w);
-    }
-    if (n > 1)
-        off[n - 2] = a[(n - 1) * n - 1];
-    for (k = 0; k < n; k++)
-        diagonal[k] = a[k * n + k];
-    for (k = n - 1; k >= 0; k--) { /* Q = H_0 (H_1 (...)), from the last on */
-        double *v = a + k * n, *sum = off + n;
-        if (k + 2 < n && beta[k] > 0) {
-            memset(sum + k + 1, 0, (size_t)(n - k - 1) * sizeof *sum);
-            for (i = k + 1; i < n; i++)
-                for (j = k + 1; j < n; j++)
-                    sum[j] += v[i] * a[i * n + j];
-            for (i = k + 1; i < n; i++)
-                for (j = k + 1; j < n; j++)
-                    a[i * n + j] -= beta[k] * v[i] * sum[j];
+/* Q := (I - beta v v^T) Q, behind `from`. */
+static void fo__reflect_back(void *arg, int64_t begin, int64_t end) {
+    const fo__eigenwork *e = (const fo__eigenwork *)arg;
+    const int64_t        last = e->from + end;
+    int64_t              i, j, k, n;
+    for (j = e->from + begin; j < last; j += n) {
+        double sum[FO__EIGEN_COLUMNS] = {0}, *row = e->a + e->from * e->n + j;
+        n = FO__MIN(FO__EIGEN_COLUMNS, last - j);
+        for (i = e->from; i < e->n; i++, row += e->n) {
+            const double v = e->v[i];
+            for (k = 0; k < n; k++)
+                sum[k] += v * row[k];
         }
+        for (i = e->n - 1; i >= e->from; i--) {
+            const double v = e->beta * e->v[i];
+            for (k = 0, row -= e->n; k < n; k++)
+                row[k] -= v * sum[k];
+        }
+    }
+}
+
+/* Shares the columns behind `from` over threads, which wait for each other thousands of times: on a
+   busy machine that costs more than it brings where a share is short. */
+static void fo__columns(fo__eigenwork *e, double per_column,
+                        void (*fn)(void *arg, int64_t begin, int64_t end)) {
+    fo_parallel_for(e->fo, e->n - e->from, 10 * fo__grain(FO__NS_ELEMENT * per_column), fn, e);
+}
+
+/* Row k of A, right of the diagonal, becomes (off[k], 0, 0 ...) by the reflection that is left in
+   its place; beta[k] goes with it. */
+static void fo__reflection(double *v, int64_t k, int64_t n, double *off, double *beta) {
+    double  rest = 0, length;
+    int64_t i;
+    for (i = k + 2; i < n; i++)
+        rest += v[i] * v[i];
+    length = sqrt(v[k + 1] * v[k + 1] + rest);
+    off[k] = rest > 0 ? (v[k + 1] > 0 ? -length : length) : v[k + 1];
+    v[k + 1] -= off[k];
+    beta[k] = rest > 0 ? 2 / (v[k + 1] * v[k + 1] + rest) : 0;
+}
+
+/* diagonal[n] and off[n] (entry k stands between k and k+1) of T; a becomes Q^T. work[3 n] */
+static void fo__tridiagonal(fo__eigenwork *e, double *diagonal, double *off, double *work) {
+    const int64_t n = e->n;
+    double       *a = e->a, *beta = work;
+    int64_t       i, j, k;
+    for (k = 0; k < n; k++) {
+        double *row = a + k * n, *w = work + (1 + k % 2) * n, dot = 0;
+        for (j = k; j < n && e->old_v; j++) /* this row's share of the last reflection */
+            row[j] -= e->old_v[k] * e->old_w[j] + e->old_w[k] * e->old_v[j];
+        diagonal[k] = row[k];
+        off[k]      = k + 1 < n ? row[k + 1] : 0;
+        beta[k]     = 0;
+        if (k + 2 >= n)
+            continue;
+        fo__reflection(row, k, n, off, beta);
+        e->v = row, e->w = w, e->from = k + 1;
+        fo__columns(e, 2 * (double)(n - k), fo__reflect);
+        for (i = k + 1; i < n; i++)
+            dot += row[i] * w[i];
+        for (i = k + 1; i < n; i++)
+            w[i] = beta[k] * (w[i] - beta[k] / 2 * dot * row[i]);
+        e->old_v = row, e->old_w = w;
+    }
+    for (k = n - 1; k >= 0; k--) { /* Q = H_0 (H_1 (...)), from the last on */
+        e->v = a + k * n, e->from = k + 1, e->beta = beta[k];
+        if (beta[k] > 0)
+            fo__columns(e, 2 * (double)(n - k), fo__reflect_back);
         for (i = k + 1; i < n; i++)
             a[k * n + i] = a[i * n + k] = 0;
         a[k * n + k] = 1;
     }
     for (i = 0; i < n; i++)
         for (j = 0; j < i; j++) {
-            double swap  = a[i * n + j];
+            const double keep = a[i * n + j];
             a[i * n + j] = a[j * n + i];
-            a[j * n + i] = swap;
+            a[j * n + i] = keep;
         }
 }
 
-/* Rotates rows i and i + 1 of a[.][n] by the angle of this cosine and sine. */
-static void fo__rotate_rows(double *a, int64_t n, int64_t i, double c, double s) {
-    double *upper = a + i * n, *lower = upper + n;
-    int64_t j;
-    for (j = 0; j < n; j++) {
-        const double x = upper[j], y = lower[j];
-        upper[j] = c * x - s * y;
-        lower[j] = s * x + c * y;
+/* Rotates rows row and row + 1 by what was collected. */
+static void fo__rotate(void *arg, int64_t begin, int64_t end) {
+    const fo__eigenwork *e = (const fo__eigenwork *)arg;
+    int64_t              j, k, r, n;
+    for (j = begin; j < end; j += n) {
+        n = FO__MIN(FO__EIGEN_COLUMNS, end - j);
+        for (r = 0; r < e->rotations; r++) {
+            const double c = e->turn[3 * r + 1], s = e->turn[3 * r + 2];
+            double      *upper = e->a + (int64_t)e->turn[3 * r] * e->n + j, *lower = upper + e->n;
+            for (k = 0; k < n; k++) {
+                const double x = upper[k], y = lower[k];
+                upper[k] = c * x - s * y;
+                lower[k] = s * x + c * y;
+            }
+        }
     }
+}
+
+static void fo__rotate_all(fo__eigenwork *e) {
+    e->from = 0;
+    fo__columns(e, (double)e->rotations, fo__rotate);
+    e->rotations = 0;
 }
 
 /* One implicit QL step on rows first .. last of T: the bulge that the shift makes at the bottom is
    chased up by rotations. */
-static void fo__ql_step(double *a, int64_t n, double *d, double *off, int64_t first,
-                        int64_t last) {
+static void fo__ql_step(fo__eigenwork *e, double *d, double *off, int64_t first, int64_t last) {
     const double half = (d[first + 1] - d[first]) / (2 * off[first]), root = hypot(half, 1);
     double       g = d[last] - d[first] + off[first] / (half + (half < 0 ? -root : root));
     double       c = 1, s = 1, carried = 0;
     int64_t      i;
     for (i = last - 1; i >= first; i--) {
         const double f = s * off[i], b = c * off[i], r = hypot(f, g);
-        double       t;
+        double      *turn = e->turn + 3 * e->rotations, t;
         off[i + 1] = r;
         if (!(r > 0)) { /* T falls apart here */
             d[i + 1] -= carried;
@@ -5669,7 +5736,9 @@ static void fo__ql_step(double *a, int64_t n, double *d, double *off, int64_t fi
         carried = s * t;
         d[i + 1] = g + carried;
         g        = c * t - b;
-        fo__rotate_rows(a, n, i, c, s);
+        turn[0] = (double)i, turn[1] = c, turn[2] = s;
+        if (++e->rotations == FO__EIGEN_TURNS * e->n)
+            fo__rotate_all(e);
     }
     d[first] -= carried;
     off[first] = g;
@@ -5677,12 +5746,14 @@ static void fo__ql_step(double *a, int64_t n, double *d, double *off, int64_t fi
 }
 
 /* Symmetric a[n,n] becomes its orthonormal eigenvectors, one a row, of falling eigenvalues
-   value[n]; work[3n]. 0: a has numbers that are not finite. */
-static int fo__eigen(double *a, int64_t n, double *value, double *work) {
-    double *off = work, small = 0;
-    int64_t first, last, i, j, steps;
-    fo__tridiagonal(a, n, value, off, work + 2 * n);
-    off[n - 1] = 0;
+   value[n]; work[FO__EIGEN_WORK * n]. 0: a has numbers that are not finite. */
+static int fo__eigen(fo_context *fo, double *a, int64_t n, double *value, double *work) {
+    double       *off = work, small = 0;
+    int64_t       first, last, i, j, steps;
+    fo__eigenwork e;
+    memset(&e, 0, sizeof e);
+    e.fo = fo, e.a = a, e.n = n, e.turn = work + 4 * n;
+    fo__tridiagonal(&e, value, off, work + n);
     for (i = 0; i < n; i++)
         small = FO__MAX(small, 1e-16 * (fabs(value[i]) + fabs(off[i])));
     for (first = 0; first < n; first++)
@@ -5694,8 +5765,9 @@ static int fo__eigen(double *a, int64_t n, double *value, double *work) {
                 break;
             if (steps == 100)
                 return 0;
-            fo__ql_step(a, n, value, off, first, last);
+            fo__ql_step(&e, value, off, first, last);
         }
+    fo__rotate_all(&e);
     for (i = 0; i < n; i++) {
         int64_t most = i;
         double  swap;
@@ -9244,10 +9316,12 @@ static fo_layer_kind fo__normalize_kind(void) {
 
 typedef struct fo__whiten { int64_t mean, variance, vectors, shrink; } fo__whiten;
 
+#define FO__SCATTER_WORK (1 + FO__EIGEN_WORK)
+
 /* What measuring needs: sums over all samples and over every fifth, of values and of products. */
 typedef struct fo__scatter {
     double *all, *held, *cov;            /* [D][D] */
-    double *sum, *held_sum, *mean, *work; /* [D], work[4 D] */
+    double *sum, *held_sum, *mean, *work; /* [D], work[FO__SCATTER_WORK * D] */
     double *origin; /* [D]: from here the values are counted, so that nothing cancels */
 } fo__scatter;
 
@@ -9270,7 +9344,7 @@ static fo_result fo__whiten_shape(fo_layer *layer) {
         return fo__fail(layer->fo, FO_ERR_SHAPE, "whiten of %lld elements: up to %d are possible",
                         (long long)layer->width, FO__WHITEN_MOST);
     layer->own       = own;
-    layer->measuring = 3 * dim[0] * dim[0] + 8 * dim[0];
+    layer->measuring = 3 * dim[0] * dim[0] + (5 + FO__SCATTER_WORK) * dim[0];
     own->mean     = fo_layer_buffer(layer, "mean", 1, dim, zero);
     own->variance = fo_layer_buffer(layer, "variance", 1, dim, fo_init_of(FO_INIT_CONSTANT, 1));
     own->vectors  = fo_layer_buffer(layer, "vectors", 2, dim, zero);
@@ -9363,11 +9437,11 @@ static void fo__whiten_set(fo_pass *p, int64_t count) {
     }
     if (held > 0) {
         fo__whiten_covariance(&s, d, count - held, 1);
-        if (fo__eigen(s.cov, d, s.work, s.work + d))
+        if (fo__eigen(p->fo, s.cov, d, s.work, s.work + d))
             best = fo__whiten_choose(&s, d, held, s.work);
         fo__whiten_covariance(&s, d, count, 0);
     }
-    if (!fo__eigen(s.cov, d, s.work, s.work + d)) {
+    if (!fo__eigen(p->fo, s.cov, d, s.work, s.work + d)) {
         fo__fail(p->fo, FO_ERR_NUMERIC, "whiten: the covariance has numbers that are not finite");
         return;
     }
@@ -14243,8 +14317,14 @@ void fo_drop_detector(fo_flow *flow) {
 
 /* ---- in files -------------------------------------------------------------------------------- */
 
+/* Does score s go into the file? A small one does without samples for the trivial rivals, which may
+   be more numbers than all weights. */
+static int fo__detector_keeps(const struct fo__detector *d, int s, int small) {
+    return s < d->n_scores || !small || !(d->fitted[s].kind.flags & FO_SCORE_SAMPLES);
+}
+
 /* One text for the note: what it is made of, and of how many samples each score was fitted. */
-static char *fo__detector_note(const struct fo__detector *d, fo__arena *arena) {
+static char *fo__detector_note(const struct fo__detector *d, fo__arena *arena, int small) {
     const size_t size = 200 + 64 * (size_t)(d->n_scores + d->n_also);
     char        *text = (char *)fo__arena_alloc(arena, size);
     size_t       at;
@@ -14254,9 +14334,10 @@ static char *fo__detector_note(const struct fo__detector *d, fo__arena *arena) {
     at = (size_t)snprintf(text, size, "steps=%lld weights=%016llx combine=%d", (long long)d->steps,
                           (unsigned long long)d->weights, (int)d->combine);
     for (s = 0; s < d->n_scores + d->n_also; s++)
-        at += (size_t)snprintf(text + at, size - at, " %s=%s:%lld",
-                               s < d->n_scores ? "score" : "also", d->fitted[s].kind.name,
-                               (long long)d->fitted[s].n);
+        if (fo__detector_keeps(d, s, small))
+            at += (size_t)snprintf(text + at, size - at, " %s=%s:%lld",
+                                   s < d->n_scores ? "score" : "also", d->fitted[s].kind.name,
+                                   (long long)d->fitted[s].n);
     return text;
 }
 
@@ -14272,7 +14353,8 @@ static void fo__detector_array(fo_array *array, const char *name, fo_dtype type,
 }
 
 /* Into array, which has room for 4 + n_scores + n_also; how many there are, -1: out of memory. */
-static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, fo_array *array) {
+static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, int small,
+                               fo_array *array) {
     int n = 0, s;
     fo__detector_array(&array[n++], "detector.map", FO_F64, d->n_scores, d->n_map, d->map);
     fo__detector_array(&array[n++], "detector.edges", FO_F64, 0, d->n_map, d->edges);
@@ -14282,7 +14364,7 @@ static int fo__detector_arrays(const struct fo__detector *d, fo__arena *arena, f
         const fo__fitted *use  = &d->fitted[s];
         const size_t      size = strlen(use->kind.name) + 24;
         char             *name;
-        if (use->state == NULL)
+        if (use->state == NULL || !fo__detector_keeps(d, s, small))
             continue;
         name = (char *)fo__arena_alloc(arena, size);
         if (name == NULL)
@@ -14622,7 +14704,7 @@ static int fo__add_notes(fo_flow *flow, fo__arena *arena, int weights_only, fo_n
     }
     if (flow->detector) {
         notes[n].key    = "flowood.detector";
-        notes[n++].text = fo__detector_note(flow->detector, arena);
+        notes[n++].text = fo__detector_note(flow->detector, arena, weights_only);
     }
     return notes[n - 1].text ? n : -1;
 }
@@ -14657,7 +14739,7 @@ static fo_result fo__save_contents(fo_flow *flow, const fo_save_desc *desc, fo__
         out->n += n;
     }
     if (flow->detector) {
-        n = fo__detector_arrays(flow->detector, arena, arrays + out->n);
+        n = fo__detector_arrays(flow->detector, arena, weights_only, arrays + out->n);
         if (n < 0)
             return flow->fo->failed;
         out->n += n;

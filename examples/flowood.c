@@ -182,10 +182,30 @@ static int check(void *options_read) {
     return close_context(fo, bad);
 }
 
+/* The detector of the written model, whose weights may be rounded, to these samples. */
+static void refit(fo_context *fo, const options *o, const fo_flow *flow, const fo_data *data,
+                  const fo_save_desc *how) {
+    const fo_detector_info info  = fo_flow_detector(flow);
+    fo_flow               *small = fo_load_flow(fo, o->out.text);
+    const char            *name[FO_MAX_SCORES];
+    fo_detector_desc       desc;
+    int                    i;
+    for (i = 0; i < info.n_scores; i++)
+        name[i] = fo_detector_score(flow, i);
+    memset(&desc, 0, sizeof desc);
+    desc.scores = name, desc.n_scores = info.n_scores, desc.combine = info.combine;
+    if (small && fo_calibrate(small, data, &desc) == FO_OK &&
+        fo_save_as(small, o->out.text, how) == FO_OK) {
+        printf("%s ", o->out.text);
+        print_detector(small);
+    }
+}
+
 static int export(void *options_read) {
     const options *o = (const options *)options_read;
     fo_context    *fo;
     fo_flow       *flow;
+    fo_data       *data = NULL;
     fo_save_desc   desc;
     if (cli_check_ending(&o->out, "--out", "a model", ".safetensors") != CLI_OK)
         return CLI_USAGE;
@@ -195,8 +215,14 @@ static int export(void *options_read) {
         desc.type = FO_F16;
     fo   = open_context(o);
     flow = fo_load_flow(fo, o->model.text);
-    if (flow)
-        fo_save_as(flow, o->out.text, &desc);
+    if (o->refit.given)
+        data = load_for(fo, flow, o, o->model.text, o->refit.text, ALL, 0);
+    if (!fo_failed(fo) && fo_save_as(flow, o->out.text, &desc) == FO_OK && data)
+        refit(fo, o, flow, data, &desc);
+    if (!fo_failed(fo) && !data && o->f16.given && fo_flow_detector(flow).ranked)
+        fprintf(stderr, "flowood: %s decides nothing: its rounded weights are not those that the "
+                "detector was fitted to; export with --calibrate FILE fits it to them\n",
+                o->out.text);
     return close_context(fo, CLI_OK);
 }
 

@@ -21,7 +21,7 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(not_classes, "--not-class", TEXT, "train eval score encode calibrate detect", "K[,K...]", 1, \
       0, 0, "only samples of none of these classes; eval takes these for OOD")                     \
     X(preset, "--preset", TEXT, "train", "PRESET", 1, 0, 0,                                        \
-      "a ready flow; default mlp-cycle, for vectors tabular")                                      \
+      "a ready flow; default mlp-cycle, for vectors tabular, of 256 to 4096 numbers features")     \
     X(spec, "--spec", INPUT, "train", "SPEC", 1, 0, 0, "a flow of your own")                       \
     X(resume, "--resume", INPUT, "train", "MODEL", 1, 0, 0,                                        \
       "train this model further; may be --out as well")                                            \
@@ -89,8 +89,11 @@ enum { MB_MAX = 1 << 20, BATCH_MAX = 1 << 20, CLASSES = 256 };
     X(recalibrate, "--recalibrate", INPUT, "eval score encode", "FILE", 1, 0, 0,                   \
       "measure them on this, at most 10000 samples, under the final weights")                      \
     X(f16, "--f16", FLAG, "export", "", 1, 0, 0,                                                   \
-      "weights of 16 bits: half the size again, log p moves by about 0.001 bits per dimension,"    \
-      " and the detector has to be calibrated again")                                              \
+      "weights of 16 bits: half the size again, log p moves by about 0.001 bits per dimension. A"  \
+      " detector belongs to the weights that it was fitted to: --calibrate fits it to these")      \
+    X(refit, "--calibrate", INPUT, "export", "FILE", 1, 0, 0,                                      \
+      "fit the detector to the weights as they are written, with the scores of its verdict, to"    \
+      " samples that the model was never trained on")                                              \
     X(n, "--n", WHOLE, "sample!", "N", 1, 1, MANY, "how many samples")                             \
     X(temperature, "--temperature", NUMBER, "sample", "T", 1, 0, 1000,                             \
       "standard deviation of the latents; default 1")                                              \

@@ -147,10 +147,18 @@ static char *read_text(fo_context *fo, const char *path) {
     return text;
 }
 
+/* The preset for those who name none: so many numbers are deep features rather than the columns of
+   a table, and more can not be whitened. */
+static const char *usual_preset(fo_shape s) {
+    if (s.h * s.w > 1)
+        return "mlp-cycle";
+    return s.c >= 256 && s.c <= 4096 ? "features" : "tabular";
+}
+
 static fo_flow *make_flow(fo_context *fo, const options *o, const fo_data *data) {
     fo_shape    s      = fo_data_shape(data);
     int         vector = s.h * s.w == 1;
-    const char *preset = o->preset.given ? o->preset.text : vector ? "tabular" : "mlp-cycle";
+    const char *preset = o->preset.given ? o->preset.text : usual_preset(s);
     fo_flow    *flow;
     char       *text;
     if (o->resume.given)
@@ -162,10 +170,10 @@ static fo_flow *make_flow(fo_context *fo, const options *o, const fo_data *data)
         return flow;
     }
     flow = fo_flow_preset(fo, preset, s);
-    if (flow == NULL && vector && strncmp(preset, "tabular", 7) != 0) {
+    if (flow == NULL && vector && strcmp(preset, "tabular") && strcmp(preset, "features")) {
         fo_clear_error(fo);
         fo_fail(fo, FO_ERR_SHAPE, "%s: its samples are vectors of %d, and preset %s is for images: "
-                "take --preset tabular", o->data.text, s.c, preset);
+                "take --preset %s", o->data.text, s.c, preset, usual_preset(s));
     }
     return flow;
 }
@@ -196,6 +204,17 @@ static int check_range(fo_context *fo, const fo_flow *flow, const fo_data *data,
 /* A written 0 means none, no option means the default or, on a resumed model, as before. */
 static double none_or(const cli_option *option) {
     return option->given && option->number == 0 ? -1 : option->number;
+}
+
+/* Whitening many numbers takes a while before the first step, on one thread about 6 ns for the cube
+   of their number. */
+static void tell_whitening(const run *r) {
+    const double n = (double)fo_shape_count(fo_flow_shape(r->flow)), seconds = 6e-9 * n * n * n;
+    int          i;
+    for (i = 0; i < fo_flow_layers(r->flow) && seconds > 2 && r->before == 0; i++)
+        if (strncmp(fo_flow_layer_text(r->flow, i), "whiten", 6) == 0)
+            fprintf(stderr, "whitening %.0f numbers before the first step: up to %.0f s\n", n,
+                    seconds);
 }
 
 static fo_train_desc train_desc(const options *o) {
@@ -381,6 +400,7 @@ static int train(void *options_read) {
     desc.user     = &r;
     if (!fo_failed(r.fo)) {
         catch_signals();
+        tell_whitening(&r);
         fo_train(r.flow, r.train, &desc);
         signal(SIGINT, SIG_DFL); /* once more ends the detector's fit: the model is saved first */
         signal(SIGTERM, SIG_DFL);

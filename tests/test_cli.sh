@@ -64,6 +64,13 @@ refuses 1 "1 samples: 2 at least" "$tool" calibrate few.st --data $in --limit 1
 works "weights alone" "$tool" export few.st --out alone.st
 "$tool" info alone.st > log
 grep -q "^# weights alone" log && ! grep -q "trained for" log && ok || bad "an export says $(cat log)"
+# rounded weights are others than those that the detector was fitted to: said, and mended
+works "export of 16 bits, with a detector" "$tool" export decides.st --f16 --out decides16.st
+[ "$(wc -l < err)" = 1 ] && grep -q "decides nothing: .* --calibrate FILE" err && ok || bad "not a word about the detector"
+refuses 1 "weights have changed since" "$tool" detect --model decides16.st --data $in --alpha 0.1
+works "export that decides" "$tool" export decides.st --f16 --calibrate $in --out decides16.st
+grep -q "decides by complexity: fitted to 60 samples" log && [ ! -s err ] && ok || bad "export says $(cat log err)"
+works "detect with 16 bits" "$tool" detect --model decides16.st --data $in --alpha 0.1
 refuses 1 "needs 999 calibration samples, there are 60" "$tool" detect --model decides.st --data $ood --alpha 0.001
 refuses 2 "two promises" "$tool" detect --model decides.st --data $ood --alpha 0.1 --bh --confidence 0.9
 refuses 2 "--alpha" "$tool" detect --model decides.st --data $ood --alpha 1.5
@@ -76,6 +83,7 @@ works "two held-out samples are too few" "$tool" train --data $train --spec smal
 grep -q decides log && bad "a detector of one sample" || ok
 works encode "$tool" encode --model whole.st --data $in --limit 7 --out z.npy
 grep -aq "'shape': (7, 784)" z.npy && ok || bad "7 x 784 latents expected"
+refuses 1 "take --preset features" "$tool" train --data z.npy --preset mlp-cycle --out o.st
 works eval "$tool" eval --model whole.st --in $in --ood $ood --score likelihood --score latent --json
 [ "$(wc -l < log)" = 3 ] && ok || bad "three JSON lines expected"
 [ "$(grep -c '"score": "detector".*"power": {"0.01": [01][.0-9]*, "0.05": [01][.0-9]*, "0.1": [01][.0-9]*}, "false_alarms": {"0.01"' log)" = 1 ] &&
