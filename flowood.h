@@ -1270,6 +1270,10 @@ FO_API fo_result fo_detect(fo_workspace *ws, const fo_data *data, int64_t first,
    nothing. */
 FO_API fo_result fo_detect_rows(fo_workspace *ws, const void *rows, fo_dtype type, int64_t count,
                                 double *p, double *statistic, double *score);
+/* The same from scores that were made before: score[n_scores][count], numbers, the scores of the
+   verdict in their order, under draw 0. p and statistic as in fo_detect. */
+FO_API fo_result fo_detector_rank(fo_flow *flow, const double *score, int64_t count, double *p,
+                                  double *statistic);
 /* The highest p-value that is an alarm: see fo_alarm_limit. */
 FO_API fo_result fo_detector_limit(fo_flow *flow, double alpha, double confidence, double *limit);
 /* A martingale for a stream of this detector's statistics. */
@@ -14220,22 +14224,25 @@ typedef struct fo__verdict_sink {
     int64_t                    count;
 } fo__verdict_sink;
 
+/* The verdict on sample i, whose scores lie `stride` apart. */
+static void fo__verdict(const struct fo__detector *d, const double *score, int64_t stride,
+                        int64_t i, double *p, double *statistic) {
+    const double t = fo__statistic(d, score, stride);
+    if (statistic)
+        statistic[i] = t;
+    if (p)
+        p[i] = (double)(1 + d->n_rank - fo__count_below(d->rank, d->n_rank, t)) /
+               (double)(d->n_rank + 1);
+}
+
 /* With the last score of a sample its verdict is known. */
 static void fo__take_verdict(void *arg, int score, int64_t i, const double *features) {
-    fo__verdict_sink          *sink = (fo__verdict_sink *)arg;
-    const struct fo__detector *d    = sink->d;
-    double                     t;
+    fo__verdict_sink *sink = (fo__verdict_sink *)arg;
     sink->value[score] = fo__score_taken(&sink->pass, score, features);
     if (sink->score)
         sink->score[score * sink->count + i] = sink->value[score];
-    if (score + 1 < d->n_scores)
-        return;
-    t = fo__statistic(d, sink->value, 1);
-    if (sink->statistic)
-        sink->statistic[i] = t;
-    if (sink->p)
-        sink->p[i] = (double)(1 + d->n_rank - fo__count_below(d->rank, d->n_rank, t)) /
-                     (double)(d->n_rank + 1);
+    if (score + 1 == sink->d->n_scores)
+        fo__verdict(sink->d, sink->value, 1, i, sink->p, sink->statistic);
 }
 
 /* Verdicts on the samples of a request. */
@@ -14268,6 +14275,25 @@ fo_result fo_detect_rows(fo_workspace *ws, const void *rows, fo_dtype type, int6
     if (fo__request_rows(ws, &q, rows, type, count) != FO_OK)
         return ws->fo->failed;
     return fo__verdicts(ws, &q, p, statistic, score);
+}
+
+fo_result fo_detector_rank(fo_flow *flow, const double *score, int64_t count, double *p,
+                           double *statistic) {
+    int64_t i;
+    if (!FO__BEGIN(flow))
+        return FO_ERR_ARGUMENT;
+    if (fo__detector_fits(flow->fo, flow) != FO_OK)
+        return flow->fo->failed;
+    if (score == NULL || count < 0)
+        return fo__fail(flow->fo, FO_ERR_ARGUMENT, "fo_detector_rank needs scores of %lld samples",
+                        (long long)count);
+    for (i = 0; i < flow->detector->n_scores * count; i++)
+        if (score[i] - score[i] != 0)
+            return fo__fail(flow->fo, FO_ERR_NUMERIC, "score %s of sample %lld is not a number",
+                            fo_detector_score(flow, (int)(i / count)), (long long)(i % count));
+    for (i = 0; i < count; i++)
+        fo__verdict(flow->detector, score + i, count, i, p, statistic);
+    return FO_OK;
 }
 
 fo_result fo_detector_limit(fo_flow *flow, double alpha, double confidence, double *limit) {

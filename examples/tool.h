@@ -334,27 +334,47 @@ static double *score_all(fo_context *fo, fo_workspace *ws, const fo_data *data,
     return score;
 }
 
-/* The scores asked for and, for bpd, the likelihood, which is one of them or comes last. */
-static void score_set(fo_context *fo, fo_workspace *ws, const fo_flow *flow, const fo_data *data,
-                      const cli_option *names, scored *out) {
-    const char *all[CLI_MANY + 1];
+/* Where a name stands in the list, at its end if it was not there. */
+static int name_at(const char **list, int *n, const char *name) {
+    int k = 0;
+    while (k < *n && strcmp(list[k], name) != 0)
+        k++;
+    if (k == *n)
+        list[(*n)++] = name;
+    return k;
+}
+
+/* The scores asked for, the likelihood for bpd and, if the detector is to judge, its scores and what
+   it makes of them: all from one encode. */
+static void score_set(fo_context *fo, fo_workspace *ws, fo_flow *flow, const fo_data *data,
+                      const cli_option *names, int decides, scored *out) {
+    const char *all[2 * FO_MAX_SCORES], *name;
     int64_t     i;
-    int         s, likelihood = names->given, n = names->given;
+    int         s, likelihood, n = 0, at[CLI_MANY];
     memset(out, 0, sizeof *out);
     out->n = fo_data_count(data);
-    for (s = 0; s < names->given; s++) {
-        all[s] = names->list[s];
-        if (strcmp(all[s], "likelihood") == 0)
-            likelihood = s;
+    for (s = 0; decides && s < fo_flow_detector(flow).n_scores; s++) {
+        name = fo_detector_score(flow, s);
+        name_at(all, &n, name); /* these come first: the detector ranks them as they lie */
     }
-    if (likelihood == n)
-        all[n++] = "likelihood";
+    for (s = 0; s < names->given; s++)
+        at[s] = name_at(all, &n, names->list[s]);
+    likelihood = name_at(all, &n, "likelihood");
     out->block = score_all(fo, ws, data, all, n);
     for (s = 0; s < names->given && out->block; s++)
-        out->score[s] = out->block + s * out->n;
+        out->score[s] = out->block + at[s] * out->n;
     for (i = 0; i < out->n && !fo_failed(fo); i++)
         out->bpd += fo_bpd(-out->block[likelihood * out->n + i], fo_flow_shape(flow)) /
                     (double)out->n;
+    if (!decides || fo_failed(fo))
+        return;
+    out->p = (double *)calloc((size_t)out->n * 2 + 1, sizeof *out->p);
+    if (out->p == NULL) {
+        fo_fail(fo, FO_ERR_MEMORY, "out of memory for %lld verdicts", (long long)out->n);
+        return;
+    }
+    out->statistic = out->p + out->n;
+    fo_detector_rank(flow, out->block, out->n, out->p, out->statistic);
 }
 
 static void scored_free(scored *set) {

@@ -96,19 +96,6 @@ static void print_metrics(const evaluation *e, const char *score, const fo_metri
     fflush(stdout);
 }
 
-/* What the detector says of a set. */
-static void detect_set(evaluation *e, const fo_data *data, scored *set) {
-    if (fo_failed(e->fo) || !e->decides)
-        return;
-    set->p = (double *)calloc((size_t)set->n * 2 + 1, sizeof *set->p);
-    if (set->p == NULL) {
-        fo_fail(e->fo, FO_ERR_MEMORY, "out of memory for %lld verdicts", (long long)set->n);
-        return;
-    }
-    set->statistic = set->p + set->n;
-    fo_detect(e->ws, data, 0, set->n, set->p, set->statistic, NULL);
-}
-
 /* A slip that no other message would name. */
 static void doubt_in(const evaluation *e) {
     double rate[ALPHAS];
@@ -126,8 +113,7 @@ static void compare(evaluation *e, const fo_data *data) {
     const options *o = e->o;
     fo_metrics     m;
     int            s;
-    score_set(e->fo, e->ws, e->flow, data, &o->score, &e->ood);
-    detect_set(e, data, &e->ood);
+    score_set(e->fo, e->ws, e->flow, data, &o->score, e->decides, &e->ood);
     for (s = 0; s < o->score.given && !fo_failed(e->fo); s++)
         if (fo_measure(e->fo, e->in.score[s], e->in.n, e->ood.score[s], e->ood.n, &m) == FO_OK)
             print_metrics(e, o->score.list[s], &m);
@@ -216,8 +202,7 @@ static int eval(void *options_read) {
         e.decides = decides(o, e.flow);
         e.ws      = open_workspace(e.fo, e.flow, o, &e.norm);
     }
-    score_set(e.fo, e.ws, e.flow, in, &o->score, &e.in);
-    detect_set(&e, in, &e.in);
+    score_set(e.fo, e.ws, e.flow, in, &o->score, e.decides, &e.in);
     doubt_in(&e);
     if (!o->json.given && !fo_failed(e.fo))
         printf("%lld samples of %s%s; OOD is positive; batch norm, if any: %s statistics\n"

@@ -181,8 +181,7 @@ static void figures_measure(figures_run *run) {
     for (k = 0; k < f->sets && !fo_failed(f->fo); k++) {
         figure_set *set = &f->set[k];
         scored     *got = &run->scored[k];
-        score_set(f->fo, f->ws, f->flow, set->data, &run->o->score, got);
-        detect_set(e, set->data, got);
+        score_set(f->fo, f->ws, f->flow, set->data, &run->o->score, e->decides, got);
         figure_trace_set(f, set);
         set->log_prob = (double *)figure_room(f->fo, set->n, sizeof *set->log_prob);
         for (s = 0; s < f->scores && !fo_failed(f->fo); s++) {

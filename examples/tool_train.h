@@ -53,8 +53,8 @@ static double show_evaluation(run *r) {
     fo_workspace    *ws = fo_workspace_create(r->fo, r->flow, 0);
     scored           in, ood;
     fo_metrics       m;
-    score_set(r->fo, ws, r->flow, r->in, &likelihood, &in);
-    score_set(r->fo, ws, r->flow, r->ood, &likelihood, &ood);
+    score_set(r->fo, ws, r->flow, r->in, &likelihood, 0, &in);
+    score_set(r->fo, ws, r->flow, r->ood, &likelihood, 0, &ood);
     m.auroc = NAN;
     if (!fo_failed(r->fo) && fo_measure(r->fo, in.score[0], in.n, ood.score[0], ood.n, &m) == FO_OK)
         printf("step %lld  bpd in %.4f  bpd ood %.4f  likelihood auroc %.4f\n",

@@ -593,6 +593,10 @@ static void detection(void) {
     FAILS(fo_detect_rows, ws, NULL, FO_U8, 1, out, NULL, NULL);
     GIVES(FO_OK, fo_detect_rows, ws, row, FO_U8, 1, NULL, NULL, NULL);
     FAILS(fo_detect_rows, ws, row, FO_U8, -1, out, NULL, NULL);
+    MUTE(fo_detector_rank, NULL, out, 1, out, NULL);
+    FAILS(fo_detector_rank, flow, NULL, 1, out, NULL);
+    FAILS(fo_detector_rank, flow, out, -1, out, NULL);
+    FAILS(fo_detector_rank, unfit, out, 1, out, NULL);
     MUTE(fo_detector_limit, NULL, 0.5, 0, out);
     FAILS(fo_detector_limit, flow, 0.5, 0, NULL);
     FAILS(fo_detector_limit, unfit, 0.5, 0, out);

@@ -286,6 +286,10 @@ static void test_p_values(void) {
         CHECK(fabs(share(p, N, alphas[k]) - alphas[k]) < 3 * spread + 1.0 / 401);
     }
     CHECK(kolmogorov(p, N, 400) < 1.628 * sqrt(1.0 / N + 1.0 / 400)); /* two samples, 1 in 100 */
+    CHECK(fo_detector_rank(flow, score, N, t, NULL) == FO_OK && memcmp(p, t, N * sizeof *p) == 0);
+    score[5] = NAN;
+    REFUSED(fo_detector_rank(flow, score, N, t, NULL),
+            "score likelihood of sample 5 is not a number");
     CHECK(fo_detect(ws, out, 0, N, p, NULL, NULL) == FO_OK && share(p, N, 0.05) > 0.8);
     CHECK(kolmogorov(p, N, 400) > 0.7);
     /* anywhere, alone, from memory: the same */
@@ -348,7 +352,7 @@ static void test_detector_life(void) {
     fo_score_kind      sum;
     fo_detector_desc   desc;
     fo_train_desc      train;
-    double             p[2][50], t[2][50], all[2][5 * 50];
+    double             p[2][50], t[2][50], made[4 * 50], all[2][5 * 50];
     int                i, k;
     memset(&sum, 0, sizeof sum);
     sum.name = "sum", sum.features = sum_features, sum.flags = FO_SCORE_TWO_SIDED | FO_SCORE_X;
@@ -360,7 +364,9 @@ static void test_detector_life(void) {
         fo_workspace *other;
         desc.combine = k ? FO_COMBINE_FISHER : FO_COMBINE_MIN;
         CHECK(fo_calibrate(flow, calibration, &desc) == FO_OK);
-        CHECK(fo_detect(ws, in, 0, 50, p[0], t[0], NULL) == FO_OK);
+        CHECK(fo_detect(ws, in, 0, 50, p[0], t[0], made) == FO_OK);
+        CHECK(fo_detector_rank(flow, made, 50, p[1], t[1]) == FO_OK);
+        CHECK(memcmp(p[0], p[1], sizeof p[0]) == 0 && memcmp(t[0], t[1], sizeof t[0]) == 0);
         CHECK(fo_scores(ws, in, 0, 50, also, 5, 0, all[0]) == FO_OK);
         CHECK(fo_save(flow, path) == FO_OK);
         loaded = fo_load_flow(fo, path);
