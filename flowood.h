@@ -39,9 +39,11 @@
            desc.progress = fo_progress_bar;
            fo_train(flow, train, &desc);
            fo_save(flow, "flow.safetensors");
-           if (fo_failed(fo))
+           int status = fo_failed(fo) ? 1 : 0;
+           if (status)
                fprintf(stderr, "%s\n", fo_error(fo));
            fo_close(fo);                                              // frees everything
+           return status;
        }
 
    >>contents      search for >>name
