@@ -7023,10 +7023,12 @@ typedef struct fo__conv {
     int            add;
 } fo__conv;
 
-/* Of the shards of a convolution, one a thread. */
+/* Of the shards of a convolution, one a thread. With few channels its pictures count, too. */
 static int64_t fo__conv_grain(const fo__conv *v) {
-    const double products = (double)(v->batch * v->c * v->o) * (double)(v->oh * v->ow * v->taps);
-    return fo__grain(FO__NS_PRODUCT * products / (double)v->threads);
+    const double products = (double)(v->c * v->o) * (double)(v->oh * v->ow * v->taps);
+    const double elements = (double)(v->c * v->h * v->w + v->o * v->oh * v->ow);
+    return fo__grain((FO__NS_PRODUCT * products + FO__NS_ELEMENT * elements) *
+                     (double)v->batch / (double)v->threads);
 }
 
 static int64_t fo__conv_columns(const fo__conv *v) {
@@ -8987,7 +8989,7 @@ static void fo__pass_rows(fo_pass *pass, fo__pass_fn *fn) {
     fo__pass_call call;
     call.pass = pass;
     call.fn   = fn;
-    fo_parallel_for(pass->fo, pass->rows, fo__grain(4 * FO__NS_ELEMENT * (double)pass->size),
+    fo_parallel_for(pass->fo, pass->rows, fo__grain(5 * FO__NS_ELEMENT * (double)pass->size),
                     fo__pass_range, &call);
 }
 
