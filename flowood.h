@@ -7065,8 +7065,8 @@ static void fo__conv_of(fo__conv *v, const fo_tensor *out) {
 /* ---- 3 x 3 by tiles: see >>winograd -----------------------------------------------------------
 
    A block has as many tiles as keep V and M in the caches (1 MB: 3 % faster on two threads than
-   half of it), in whole rows of tiles, numbered through all samples. The weights are transformed once
-   for all of them, straight into the panels that the product reads. */
+   half of it), in whole rows of tiles, numbered through all samples. The weights are transformed
+   once for all of them, straight into the panels that the product reads. */
 #define FO__WINOGRAD_ROOM 262144 /* elements of V and M together */
 
 /* From place to place: an odd number of lines of the cache, or places would share its sets. */
