@@ -344,8 +344,8 @@ static int name_at(const char **list, int *n, const char *name) {
     return k;
 }
 
-/* The scores asked for, the likelihood for bpd and, if the detector is to judge, its scores and what
-   it makes of them: all from one encode. */
+/* The scores asked for, the likelihood for bpd and, if the detector is to judge, its scores and
+   what it makes of them: all from one encode. */
 static void score_set(fo_context *fo, fo_workspace *ws, fo_flow *flow, const fo_data *data,
                       const cli_option *names, int decides, scored *out) {
     const char *all[2 * FO_MAX_SCORES], *name;
