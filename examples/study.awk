@@ -23,6 +23,7 @@ function add(key, x) { count[key]++; sum[key] += x; squares[key] += x * x }
 
 function cell(key, digits) {
     if (!count[key]) return "-"
+    if (count[key] == 1) return sprintf("%." digits "f", mean(key))
     return sprintf("%." digits "f ± %." digits "f", mean(key), width(key))
 }
 
@@ -45,7 +46,8 @@ function claim(text, a, b,    ka, kb, verdict) {
     ka = a SUBSEP last[a] SUBSEP "likelihood" SUBSEP "mnist"
     kb = b SUBSEP last[b] SUBSEP "likelihood" SUBSEP "mnist"
     if (!count[ka] || !count[kb]) return
-    if (mean(ka) + width(ka) < mean(kb) - width(kb)) verdict = "yes"
+    if (count[ka] < 2 || count[kb] < 2) verdict = "one seed shows nothing"
+    else if (mean(ka) + width(ka) < mean(kb) - width(kb)) verdict = "yes"
     else if (mean(ka) - width(ka) > mean(kb) + width(kb)) verdict = "**no, the other way round**"
     else verdict = "not decided by these seeds"
     printf "| %s | %s | %s | %s |\n", text, cell(ka, 3), cell(kb, 3), verdict > table
@@ -119,14 +121,20 @@ function against_steps(file, run, colour,    i, key, part, first) {
     }
 }
 
+# What rows are in the order of: the run, the number at its end, the steps.
+function place(key,    part, number) {
+    split(key, part, SUBSEP)
+    number = part[1]
+    sub(/.*[^0-9]/, "", number)
+    return sprintf("%s %6d %9d", substr(part[1], 1, length(part[1]) - length(number)), number,
+                   part[2])
+}
+
 END {
-    for (i = 2; i <= runs; i++) { # order by run, then steps
-        for (j = i; j > 1; j--) {
-            split(order[j - 1], a, SUBSEP); split(order[j], b, SUBSEP)
-            if (a[1] < b[1] || (a[1] == b[1] && a[2] + 0 <= b[2] + 0)) break
+    for (i = 2; i <= runs; i++)
+        for (j = i; j > 1 && place(order[j - 1]) > place(order[j]); j--) {
             swap = order[j]; order[j] = order[j - 1]; order[j - 1] = swap
         }
-    }
     table = out "/table.md"
     print "AUROC, OOD is positive, first 2,000 of each test set: mean over seeds ± the 95 %" > table
     print "interval of the mean (Student's t)." > table
