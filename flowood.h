@@ -2990,9 +2990,9 @@ FO__TARGET static void FO__(product)(const fo__product *g, int64_t i0, int64_t i
 #define FO__KC 256 /* rows of a panel: as much as caches hold */
 #define FO__FAR 65536 /* a B of more numbers may not be in the second cache */
 
-/* `rows` rows by `vectors` vectors of C stay in registers while k runs. Meanwhile the lines of C are
-   asked for: the gradients of weights lie in memory, and stores wait for each other's lines. Wins
-   12 % of such products, 6 % of training mlp-cycle, AVX2. */
+/* `rows` rows by `vectors` vectors of C stay in registers while k runs. Meanwhile the lines of C
+   are asked for: the gradients of weights lie in memory, and stores wait for each other's lines.
+   Wins 12 % of such products, 6 % of training mlp-cycle, AVX2. */
 FO__INLINE void FO__(tile_body)(const fo__product *g, const float *const *a, int64_t k,
                                 const float *panel, int64_t width, const float *start, float *c,
                                 int64_t c_row, int add, int rows, int vectors) {
