@@ -14,8 +14,12 @@ files() {
     cat <<'END'
 fashion train-images-idx3-ubyte.gz b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7 http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
 fashion t10k-images-idx3-ubyte.gz cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
+fashion train-labels-idx1-ubyte.gz 0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056 http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
+fashion t10k-labels-idx1-ubyte.gz 8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05 http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
 mnist t10k-images-idx3-ubyte.gz 1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be https://storage.googleapis.com/cvdf-datasets/mnist
 mnist train-images-idx3-ubyte.gz 0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971 https://storage.googleapis.com/cvdf-datasets/mnist
+mnist train-labels-idx1-ubyte.gz 1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203 https://storage.googleapis.com/cvdf-datasets/mnist
+mnist t10k-labels-idx1-ubyte.gz b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b https://storage.googleapis.com/cvdf-datasets/mnist
 notmnist t10k-images-idx3-ubyte.gz 70ae9e06201f2827e5b0a3781a3169d735dd2efc69996b9eeaee7f10ed4044d7 -
 cifar10 train-images.npy d5988dfbed5a4cba4ac8cdbc5030ec1445f9aa4a9c953e24b0b9d494c666327f -
 cifar10 test-images.npy c3ceef97f7046a3c182152144d7cc700929391d43c78a85b2ece02ad4a011b58 -
@@ -38,6 +42,8 @@ same_content() {
     case "$1/$2" in
     mnist/train-images*) want=6bbc9ace898e44ae57da46a324031adb ;;
     mnist/t10k-images*) want=2646ac647ad5339dbf082846283269ea ;;
+    mnist/train-labels*) want=a25bea736e30d166cdddb491f175f624 ;;
+    mnist/t10k-labels*) want=27ae3e4e09519cfbb04c329615203637 ;;
     *) return 1 ;;
     esac
     [ "$(gzip -dc "$3" 2>/dev/null | md5sum 2>/dev/null | cut -d ' ' -f 1)" = $want ]
@@ -92,8 +98,7 @@ mkdir -p data
 missing=0
 while read -r set file sum home; do
     get "$set" "$file" "$sum" "$home" ||
-        case $set in fashion | mnist) [ "$file" = train-images-idx3-ubyte.gz ] &&
-                                      [ "$set" = mnist ] || missing=1 ;; esac
+        case $set/$file in fashion/*images* | mnist/t10k-images*) missing=1 ;; esac
 done <<END
 $(files)
 END
