@@ -275,7 +275,8 @@ static void test_p_values(void) {
         for (j = 0; j < DIM; j++)
             square += (double)b[i * DIM + j] * (double)b[i * DIM + j];
         if (i < 200)
-            CHECK_NEAR(t[i], square / 2 + (double)DIM * 0.9189385332046727, IS_DOUBLE ? 1e-12 : 1e-5);
+            CHECK_NEAR(t[i], square / 2 + (double)DIM * 0.9189385332046727,
+                       IS_DOUBLE ? 1e-12 : 1e-5);
         CHECK(score[i] == t[i]);
         for (j = 0; j < d->n_rank; j++)
             above += d->rank[j] >= t[i];
@@ -285,7 +286,8 @@ static void test_p_values(void) {
         double spread = sqrt(alphas[k] * (1 - alphas[k]) * (1.0 / (double)N + 1.0 / 400));
         CHECK(fabs(share(p, N, alphas[k]) - alphas[k]) < 3 * spread + 1.0 / 401);
     }
-    CHECK(kolmogorov(p, N, 400) < 1.628 * sqrt(1.0 / (double)N + 1.0 / 400)); /* two samples, 1 in 100 */
+    /* two samples, 1 in 100 */
+    CHECK(kolmogorov(p, N, 400) < 1.628 * sqrt(1.0 / (double)N + 1.0 / 400));
     CHECK(fo_detector_rank(flow, score, N, t, NULL) == FO_OK && memcmp(p, t, N * sizeof *p) == 0);
     score[5] = NAN;
     REFUSED(fo_detector_rank(flow, score, N, t, NULL),
